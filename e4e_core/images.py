@@ -1,0 +1,29 @@
+"""The only conversions between pictures (PIL, 8 bits) and tensors (float32 in [-1, 1])."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """PIL RGB picture -> float32 [1, 3, h, w], RGB in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(picture.convert("RGB")))  # [h, w, 3] uint8
+    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """float [1, 3, h, w] or [3, h, w], RGB in [-1, 1] (clamped) -> PIL RGB picture."""
+    image = image[0] if image.dim() == 4 else image
+    pixels = ((image.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def to_sheet(images: Tensor, columns: int) -> Image.Image:
+    """float [n, 3, h, w], RGB in [-1, 1] -> one PIL picture with `columns` pictures per row, black where none is left."""
+    n, channels, height, width = images.shape
+    rows = -(-n // columns)
+    sheet = images.new_full((rows * columns, channels, height, width), -1.0)
+    sheet[:n] = images
+    sheet = sheet.reshape(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)  # [3, rows, h, columns, w]
+    return to_picture(sheet.reshape(channels, rows * height, columns * width))

@@ -1,0 +1,176 @@
+"""Training StyleGAN2 on a folder of aligned pictures (Karras et al. 2020)."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from e4e_core.images import to_sheet
+from e4e_core.models.discriminators import Discriminator
+from e4e_core.models.stylegan2 import Generator, GeneratorConfig
+from e4e_core.training.data import Pictures, endless_batches
+from e4e_core.training.run import Progress, Run, load_state
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """Train a StyleGAN2 generator on aligned pictures. Stop it when you like; the same command continues."""
+
+    data: Path
+    """Folder or zip of aligned pictures."""
+    out: Path
+    """Folder of this run: its state, its sample sheets, its weights."""
+    resolution: int = 64
+    """Side of the pictures in pixels, a power of two from 32 to 1024."""
+    channels: tuple[int, ...] = (192, 192, 128, 64, 32)
+    """Widths at 4, 8, … resolution pixels."""
+    latent_dim: int = 128
+    """Width of z and w."""
+    mapping_layers: int = 6
+    images: int = 100_000
+    """How many pictures the discriminator is shown in all."""
+    batch: int = 32
+    learning_rate: float = 2.5e-3
+    r1: float = 0.3
+    """Weight γ of the gradient penalty (Mescheder et al. 2018)."""
+    r1_every: int = 16
+    """Steps between gradient penalties."""
+    mixing: float = 0.9
+    """Share of pictures whose layers come from two latent codes."""
+    ema_images: float = 10_000
+    """Half-life of the averaged generator, in pictures."""
+    grow_from: Path | None = None
+    """Run folder at half the resolution whose weights to start from."""
+    precision: str = "float32"
+    """float32 or bfloat16 (which helps on GPUs and on CPUs with fast bfloat16)."""
+    device: str = "cpu"
+    workers: int = 1
+    """Processes that decode pictures."""
+    save_every: int = 8_000
+    """Pictures between saved states and sample sheets."""
+    seed: int = 0
+
+
+def train_generator(config: GeneratorTraining) -> Path:
+    """Run or continue the training; returns the saved state. Raises TrainingError for unusable data or states."""
+    torch.set_flush_denormal(True)
+    torch.manual_seed(config.seed)
+    device = torch.device(config.device)
+    shape = GeneratorConfig(config.resolution, config.latent_dim, config.mapping_layers, config.channels)
+    pictures = Pictures(config.data, config.resolution, mirror=True)
+    generator = Generator(shape).to(device)
+    discriminator = Discriminator(config.channels).to(device, memory_format=torch.channels_last)
+    if config.grow_from is not None:
+        grow(generator, discriminator, config.grow_from)
+    average = copy.deepcopy(generator).requires_grad_(False)
+    g_optimizer = torch.optim.Adam(generator.parameters(), config.learning_rate, betas=(0.0, 0.99))
+    lazy = config.r1_every / (config.r1_every + 1)  # Karras et al. 2020, appendix B: rates for lazy regularisation
+    d_optimizer = torch.optim.Adam(discriminator.parameters(), config.learning_rate * lazy, betas=(0.0, 0.99**lazy))
+    progress = Progress()
+    run = Run(
+        config.out,
+        config,
+        {
+            "g": generator,
+            "d": discriminator,
+            "g_ema": average,
+            "g_optim": g_optimizer,
+            "d_optim": d_optimizer,
+            "progress": progress,
+        },
+    )
+    run.resume()
+    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers)
+    sample_z = torch.randn(64, config.latent_dim, generator=torch.Generator().manual_seed(1)).to(device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+
+    bar = tqdm(total=config.images, initial=progress.images, unit="img", smoothing=0.05)
+    while progress.images < config.images:
+        step = progress.images // config.batch
+        reals = next(batches).to(device, memory_format=torch.channels_last)
+        with autocast:
+            fakes = generator(draw_codes(generator, config.batch, config.mixing), random_noise=True)
+            d_loss = (F.softplus(discriminator(fakes.detach())) + F.softplus(-discriminator(reals))).mean()
+        d_optimizer.zero_grad(set_to_none=True)
+        d_loss.backward()
+        if step % config.r1_every == 0:
+            (config.r1 / 2 * config.r1_every * gradient_penalty(discriminator, reals)).backward()
+        d_optimizer.step()
+
+        discriminator.requires_grad_(False)
+        with autocast:
+            g_loss = F.softplus(-discriminator(fakes)).mean()
+        g_optimizer.zero_grad(set_to_none=True)
+        g_loss.backward()
+        g_optimizer.step()
+        discriminator.requires_grad_(True)
+
+        progress.images += config.batch
+        half_life = min(config.ema_images, progress.images / 10)
+        blend(average, generator, 0.5 ** (config.batch / half_life))
+        bar.update(config.batch)
+        bar.set_postfix(d=f"{d_loss.item():.2f}", g=f"{g_loss.item():.2f}")
+        if progress.images % config.save_every < config.batch or progress.images >= config.images:
+            run.save()
+            sheet = sample(average, sample_z, truncation=0.7)
+            to_sheet(sheet, columns=8).save(run.folder / f"samples_{progress.images:07d}.png")
+    bar.close()
+    return run.file
+
+
+def draw_codes(generator: Generator, count: int, mixing: float) -> Tensor:
+    """Random codes float32 [count, L, D]; a share `mixing` of them changes its w at a random layer."""
+    layers, dim = generator.config.num_layers, generator.config.latent_dim
+    device = generator.input.input.device
+    first, second = generator.map(torch.randn(2 * count, dim, device=device)).chunk(2)  # [count, D] each
+    crossover = torch.randint(1, layers, (count, 1), device=device)
+    crossover[torch.rand(count, 1, device=device) >= mixing] = layers
+    use_first = torch.arange(layers, device=device)[None] < crossover  # [count, L]
+    return torch.where(use_first[..., None], first[:, None], second[:, None])
+
+
+def gradient_penalty(discriminator: nn.Module, reals: Tensor) -> Tensor:
+    """R1: the mean of ‖∇D(x)‖² over real pictures [n, 3, r, r] (Mescheder et al. 2018, eq. 9), in float32."""
+    reals = reals.detach().float().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(discriminator(reals).sum(), reals, create_graph=True)
+    return gradient.square().sum((1, 2, 3)).mean()
+
+
+@torch.no_grad()
+def blend(average: nn.Module, current: nn.Module, keep: float) -> None:
+    """Exponential moving average of the parameters: average ← keep · average + (1 - keep) · current."""
+    for mean, value in zip(average.parameters(), current.parameters(), strict=True):
+        mean.lerp_(value, 1 - keep)
+
+
+@torch.no_grad()
+def sample(generator: Generator, z: Tensor, truncation: float) -> Tensor:
+    """Pictures [n, 3, R, R] of z [n, D], their w drawn towards the mean by `truncation` (ψ) from 1 (not) to 0."""
+    center = generator.mean_latent()
+    w = center + truncation * (generator.map(z) - center)  # [n, D]
+    return generator(w[:, None].expand(-1, generator.config.num_layers, -1))
+
+
+def grow(generator: Generator, discriminator: Discriminator, folder: Path) -> None:
+    """Start both networks from a run at half the resolution.
+
+    The generator's new `to_rgb` starts at zero, so that it first renders the smaller run's pictures, enlarged.
+    The discriminator gets a new first block in front of the smaller run's blocks.
+    """
+    state = load_state(Path(folder) / "state.pt")
+    small = {key: value for key, value in state["g_ema"].items()}
+    generator.load_state_dict(small, strict=False)
+    nn.init.zeros_(generator.to_rgbs[-1].conv.weight)
+    shifted = {}
+    for key, value in state["d"].items():
+        parts = key.split(".")
+        if parts[0] == "convs":
+            if parts[1] == "0":
+                continue
+            parts[1] = str(int(parts[1]) + 1)
+        shifted[".".join(parts)] = value
+    discriminator.load_state_dict(shifted, strict=False)
