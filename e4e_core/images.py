@@ -20,7 +20,7 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def to_sheet(images: Tensor, columns: int) -> Image.Image:
-    """float [n, 3, h, w], RGB in [-1, 1] -> one PIL picture with `columns` pictures per row, black where none is left."""
+    """float [n, 3, h, w], RGB in [-1, 1] -> one PIL picture, `columns` to a row, black where none is left."""
     n, channels, height, width = images.shape
     rows = -(-n // columns)
     sheet = images.new_full((rows * columns, channels, height, width), -1.0)

@@ -1,6 +1,7 @@
 """The critics of both trainings: StyleGAN2's for pictures, e4e's for latent codes."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Discriminator(nn.Module):
     def __init__(self, channels: tuple[int, ...]):
         super().__init__()
         down = channels[::-1]
-        blocks = [ResBlock(here, below) for here, below in zip(down[:-1], down[1:], strict=True)]
+        blocks = [ResBlock(here, below) for here, below in pairwise(down)]
         self.convs = nn.Sequential(ConvLayer(3, down[0], 1), *blocks)
         self.final_conv = ConvLayer(channels[0] + 1, channels[0], 3)
         self.final_linear = nn.Sequential(
