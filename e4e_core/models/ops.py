@@ -28,7 +28,7 @@ def fir_kernel(gain: float) -> Tensor:
 
 
 class Blur(nn.Module):
-    """Filters every channel of [n, c, h, w] with the FIR kernel after padding by `pad`, keeping every `stride`th pixel."""
+    """Filters every channel of [n, c, h, w], padded by `pad`, with the FIR kernel; keeps every `stride`th pixel."""
 
     def __init__(self, pad: int, gain: float = 1.0, stride: int = 1):
         super().__init__()

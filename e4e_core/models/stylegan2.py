@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ class Generator(nn.Module):
         self.to_rgb1 = ToRGB(channels[0], dim, upsample=False)
         self.convs = nn.ModuleList()
         self.to_rgbs = nn.ModuleList()
-        for below, here in zip(channels[:-1], channels[1:], strict=True):
+        for below, here in pairwise(channels):
             self.convs.append(StyledConv(below, here, dim, upsample=True))
             self.convs.append(StyledConv(here, here, dim))
             self.to_rgbs.append(ToRGB(here, dim))
@@ -130,9 +131,8 @@ class Generator(nn.Module):
         Returns: float32 [n, 3, size, size], RGB around [-1, 1], not clamped.
         """
         noises = [None] * (self.config.num_layers - 1) if random_noise else list(self.noises.buffers())
-        x = self.input.input.expand(len(codes), -1, -1, -1).contiguous(
-            memory_format=torch.channels_last
-        )  # [n, c, 4, 4]
+        x = self.input.input.expand(len(codes), -1, -1, -1)  # [n, c, 4, 4]
+        x = x.contiguous(memory_format=torch.channels_last)  # the faster layout of convolutions on CPUs
         x = self.conv1(x, codes[:, 0], noises[0])
         rgb = self.to_rgb1(x, codes[:, 1])  # [n, 3, 4, 4]
         for level, to_rgb in enumerate(self.to_rgbs):

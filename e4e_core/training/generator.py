@@ -162,8 +162,7 @@ def grow(generator: Generator, discriminator: Discriminator, folder: Path) -> No
     The discriminator gets a new first block in front of the smaller run's blocks.
     """
     state = load_state(Path(folder) / "state.pt")
-    small = {key: value for key, value in state["g_ema"].items()}
-    generator.load_state_dict(small, strict=False)
+    generator.load_state_dict(state["g_ema"], strict=False)
     nn.init.zeros_(generator.to_rgbs[-1].conv.weight)
     shifted = {}
     for key, value in state["d"].items():

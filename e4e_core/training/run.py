@@ -72,7 +72,8 @@ class Run:
                 part.load_state_dict(state[name])
             except (KeyError, RuntimeError, ValueError) as error:
                 raise TrainingError(
-                    f"{self.file} does not fit these settings ({name}: {error}); use another --out, or the run's own settings."
+                    f"{self.file} does not fit these settings ({name}: {error}); "
+                    "use another --out, or the settings this run was started with."
                 ) from error
         torch.set_rng_state(state["random"])
         return True
