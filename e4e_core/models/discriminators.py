@@ -84,3 +84,20 @@ def _stddev_channel(x: Tensor) -> Tensor:
     y = x.float().reshape(group, n // group, channels, height, width)
     y = (y.var(0, unbiased=False) + EPSILON).sqrt().mean((1, 2, 3))  # [n / group]
     return y.repeat(group).to(x.dtype).reshape(n, 1, 1, 1).expand(n, 1, height, width)
+
+
+class LatentDiscriminator(nn.Module):
+    """e4e's critic of latent codes, a four-layer perceptron (Tov et al. 2021, section 4.1): is this code from W?"""
+
+    def __init__(self, latent_dim: int, width: int = 512):
+        super().__init__()
+        self.layers = nn.Sequential(
+            EqualLinear(latent_dim, width, activation=True),
+            EqualLinear(width, width, activation=True),
+            EqualLinear(width, width, activation=True),
+            EqualLinear(width, 1),
+        )
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """float [n, d] -> logits [n], high for codes taken for mapped ones."""
+        return self.layers(codes).squeeze(1)

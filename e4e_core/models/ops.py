@@ -140,6 +140,6 @@ class ModulatedConv2d(nn.Module):
         else:
             y = F.conv2d(features, weight.to(x.dtype), padding=self.padding)
         if self.demodulate:
-            power = style.square() @ weight.square().sum((2, 3)).T  # [n, out]
+            power = style.square() @ weight.float().square().sum((2, 3)).T  # [n, out]
             y = y * torch.rsqrt(power + EPSILON).to(y.dtype)[:, :, None, None]
         return y

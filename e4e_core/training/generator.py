@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from e4e_core.images import to_sheet
 from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
 from e4e_core.training.data import Pictures, endless_batches
+from e4e_core.training.losses import discriminator_loss, gradient_penalty, non_saturating
 from e4e_core.training.run import Progress, Run, load_state
 
 
@@ -94,7 +94,7 @@ def train_generator(config: GeneratorTraining) -> Path:
         reals = next(batches).to(device, memory_format=torch.channels_last)
         with autocast:
             fakes = generator(draw_codes(generator, config.batch, config.mixing), random_noise=True)
-            d_loss = (F.softplus(discriminator(fakes.detach())) + F.softplus(-discriminator(reals))).mean()
+            d_loss = discriminator_loss(discriminator(reals), discriminator(fakes.detach()))
         d_optimizer.zero_grad(set_to_none=True)
         d_loss.backward()
         if step % config.r1_every == 0:
@@ -103,7 +103,7 @@ def train_generator(config: GeneratorTraining) -> Path:
 
         discriminator.requires_grad_(False)
         with autocast:
-            g_loss = F.softplus(-discriminator(fakes)).mean()
+            g_loss = non_saturating(discriminator(fakes))
         g_optimizer.zero_grad(set_to_none=True)
         g_loss.backward()
         g_optimizer.step()
@@ -131,13 +131,6 @@ def draw_codes(generator: Generator, count: int, mixing: float) -> Tensor:
     crossover[torch.rand(count, 1, device=device) >= mixing] = layers
     use_first = torch.arange(layers, device=device)[None] < crossover  # [count, L]
     return torch.where(use_first[..., None], first[:, None], second[:, None])
-
-
-def gradient_penalty(discriminator: nn.Module, reals: Tensor) -> Tensor:
-    """R1: the mean of ‖∇D(x)‖² over real pictures [n, 3, r, r] (Mescheder et al. 2018, eq. 9), in float32."""
-    reals = reals.detach().float().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(discriminator(reals).sum(), reals, create_graph=True)
-    return gradient.square().sum((1, 2, 3)).mean()
 
 
 @torch.no_grad()

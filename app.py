@@ -1,0 +1,583 @@
+"""The page: a photo goes in, sliders move, the edited photo comes out. Layout and wiring; the work is `editing`'s."""
+
+import argparse
+import base64
+import functools
+import html
+import io
+import logging
+import math
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from e4e_core.checkpoints import load_model, load_or_demo, registry
+from editing import Direction, Editor, Session
+from editing.export import save_png
+from errors import E4EError, ModelError, PhotoError
+
+HERE = Path(__file__).resolve().parent
+VIEWS = ("face", "compare", "photo")  # the tabs, in order
+PREVIEW = 256  # pixels; what follows the hand where full pictures would lag behind it
+SLOW = 120  # ms; full pictures that take longer are preceded by previews
+LONGEST = 1600  # pixels; the photo is shown no larger than this, its download is full size
+MODELS = 2  # models kept in memory; a published one needs more than a gigabyte
+GONE = "The photo is no longer here, because the page was idle or disconnected; choose it again."
+FAILED = "Something went wrong here; try again, and reload the page if it happens again."
+
+HEADER = "<header><h1>Edit a face</h1><p>Choose a photo, move a slider, download the result.</p></header>"
+WELCOME = """<div><svg viewBox="0 0 96 96" aria-hidden="true"><path d="M12 30V20a8 8 0 0 1 8-8h10M66 12h10a8 8 0 0 1 8
+8v10M84 66v10a8 8 0 0 1-8 8H66M30 84H20a8 8 0 0 1-8-8V66M36 38v5M60 38v5M34 58c8 9 20 9 28 0"/></svg>
+<h2>Start with a photo of a face</h2>
+<ol><li>Upload one, use the camera, paste it, or take an example.</li>
+<li>Move the sliders; the picture follows.</li>
+<li>Download the face, or the whole photo with the face put back.</li></ol></div>"""
+FOOTER = """<footer>Edit only photos of yourself or of people who agreed, and say that a picture is edited when you share
+it. The sliders show what a model has learned from other people's photos, not facts about anyone. Your photo stays in
+this server's memory and is dropped when you close the page.</footer>"""
+
+# All handlers that compute share one queue: one frame at a time, in the order of the events.
+RENDERING = {"concurrency_id": "rendering", "concurrency_limit": 1}
+# Pictures travel as data URLs, which Gradio need not convert and never writes to disk.
+RAW = {"preprocess": False, "postprocess": False, "api_visibility": "private"}
+
+log = logging.getLogger("e4e")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What one open page holds on the server, in its own gr.State: no model, nothing that pages share.
+
+    Attributes:
+        model: the name that `session` was opened with.
+        session: the photo, None before the first one.
+        strengths, fidelity: where the sliders stand.
+        view: the open tab, one of VIEWS.
+        before: the aligned crop as a data URL.
+        full: the result at full size; None while it is out of date.
+    """
+
+    model: str
+    session: Session | None = None
+    strengths: dict[str, float] = field(default_factory=dict)
+    fidelity: float = 1.0
+    view: str = "face"
+    before: str = ""
+    full: Image.Image | None = None
+
+
+class Studio:
+    """The models of this process. All pages share them: an Editor holds nothing about any photo."""
+
+    def __init__(self, name: str, editor: Editor):
+        self._editors = {name: editor}  # the one used last is last
+        self._lock = threading.Lock()
+        self._full_ms: dict[str, float] = {}  # what the last full picture of each model took
+
+    def editor(self, name: str) -> Editor:
+        """The model of this name or path, loaded if need be. Raises E4EError if it cannot be had."""
+        with self._lock:
+            editor = self._editors.pop(name, None) or Editor(load_model(name))
+            self._editors[name] = editor
+            while len(self._editors) > MODELS:
+                self._editors.pop(next(iter(self._editors)))
+            return editor
+
+    def render(self, visit: Visit, preview: bool) -> tuple[Image.Image, bool, float]:
+        """(picture, whether it is at full size, milliseconds); a preview only where full pictures are slow."""
+        editor = self.editor(visit.model)
+        start = time.perf_counter()
+        preview = preview and self._full_ms.get(visit.model, 0) > SLOW and editor.model.resolution > PREVIEW
+        picture = editor.render(visit.session, visit.strengths, visit.fidelity, PREVIEW if preview else None)
+        took = milliseconds(start)
+        if not preview:
+            self._full_ms[visit.model] = took
+        return picture, not preview, took
+
+    def where(self, name: str) -> str:
+        """For the status line: which model computes where and how precisely."""
+        model = self.editor(name).model
+        device = "CPU" if model.device.type == "cpu" else f"GPU ({model.device})"
+        return f"{Path(name).name} {model.resolution} px · {device} · {model.precision}"
+
+
+def milliseconds(start: float) -> float:
+    return (time.perf_counter() - start) * 1000
+
+
+def data_url(picture: Image.Image) -> str:
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=92)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def as_value(url: str) -> dict[str, Any]:
+    """A data URL in the form in which Gradio's front end takes pictures."""
+    return {"url": url, "path": None, "meta": {"_type": "gradio.FileData"}}
+
+
+def uploaded(file: dict[str, Any]) -> Path | io.BytesIO:
+    """What the photo field sends: a file that Gradio has stored and checked, or a data URL."""
+    url = file.get("url") or ""
+    return io.BytesIO(base64.b64decode(url.partition(",")[2])) if url.startswith("data:") else Path(file["path"])
+
+
+def smaller(photo: Image.Image, longest: int) -> Image.Image:
+    """A copy whose longer side is at most `longest` pixels."""
+    copy = photo.copy()
+    copy.thumbnail((longest, longest), reducing_gap=2.0)
+    return copy
+
+
+def status_line(text: str, detail: str = "") -> str:
+    return f"<p role='status'><span>{html.escape(text)}</span><span>{html.escape(detail)}</span></p>"
+
+
+def step(direction: Direction) -> float:
+    """About a hundredth of a slider's range: 1, 2 or 5 times a power of ten."""
+    rough = (direction.high - direction.low) / 100
+    power = 10.0 ** math.floor(math.log10(rough))
+    return round(power * next(factor for factor in (5, 2, 1) if factor * power <= rough * 1.001), 12)
+
+
+def direction_slider(name: str, direction: Direction) -> gr.Slider:
+    return gr.Slider(
+        direction.low,
+        direction.high,
+        value=0,
+        step=step(direction),
+        label=direction.label,
+        buttons=["reset"],
+        elem_id=f"direction-{name}",
+    )
+
+
+def picture_field(name: str, description: str, buttons: list[str]) -> gr.Image:
+    return gr.Image(
+        show_label=False,
+        container=False,
+        interactive=False,
+        buttons=buttons,
+        alt_text=description,
+        elem_id=name,
+    )
+
+
+class Page:
+    """One gr.Blocks with its handlers. A handler returns {component: value}; components it leaves out stay as is."""
+
+    def __init__(self, studio: Studio, model: str, notice: str = ""):
+        self.studio = studio
+        self.start = model
+        examples = HERE / "examples"
+        self.example_files = sorted(path for path in examples.glob("*") if path.suffix in (".png", ".jpg", ".webp"))
+        with gr.Blocks(
+            title="Edit a face", analytics_enabled=False, fill_width=True, delete_cache=(600, 1800)
+        ) as self.blocks:
+            self.visit = gr.State(Visit(model))
+            self.bank = gr.State(model)  # the model whose sliders are on the page
+            gr.HTML(HEADER, elem_id="header")
+            if notice:
+                gr.HTML(f"<p role='alert'>{html.escape(notice)}</p>", elem_id="notice")
+            with gr.Row(elem_id="columns", equal_height=False):
+                with gr.Column(elem_id="left", min_width=260):
+                    self._lay_out_photo()
+                with gr.Column(elem_id="centre", min_width=320):
+                    self._lay_out_result()
+                with gr.Column(elem_id="right", min_width=280):
+                    self._lay_out_sliders()
+            gr.HTML(FOOTER, elem_id="footer")
+            self._wire()
+
+    def _lay_out_photo(self) -> None:
+        self.photo = gr.Image(
+            label="Photo", sources=["upload", "webcam", "clipboard"], buttons=[], height=260, elem_id="photo"
+        )
+        with gr.Column(visible=bool(self.example_files), elem_classes="part"):
+            gr.HTML("<h2>Examples</h2>")
+            self.examples = gr.Dataset(
+                components=[gr.Image(visible=False)],
+                samples=[[str(path)] for path in self.example_files],
+                show_label=False,
+                type="index",
+                samples_per_page=12,
+                elem_id="examples",
+            )
+        with gr.Column(visible=False, elem_classes="part") as self.face_part:
+            gr.HTML("<h2>Which face?</h2>")
+            self.faces = gr.Gallery(
+                show_label=False, container=False, columns=4, allow_preview=False, buttons=[], elem_id="faces"
+            )
+        with gr.Column(visible=False, elem_classes="part") as self.crop_part:
+            gr.HTML("<h2>What the model sees</h2>")
+            self.crop = picture_field("crop", "The part of the photo that the model sees", [])
+
+    def _lay_out_result(self) -> None:
+        with gr.Column(elem_id="welcome") as self.welcome:
+            gr.HTML(WELCOME)
+            choose = gr.Button("Choose a photo", variant="primary", elem_id="choose")
+            choose.click(fn=None, js="() => document.querySelector('#photo input[type=file]')?.click()")
+        with gr.Column(visible=False, elem_id="workspace") as self.workspace:
+            with gr.Tabs(elem_id="views") as self.tabs:
+                with gr.Tab("Face", id="face"):
+                    self.face = picture_field("result", "The edited face", ["fullscreen"])
+                with gr.Tab("Before / after", id="compare"):
+                    self.compare = gr.ImageSlider(
+                        show_label=False, container=False, buttons=["fullscreen"], max_height=2000, elem_id="compare"
+                    )
+                    self.divider = gr.Radio(
+                        ["Before", "Both", "After"], value="Both", label="Show", show_label=False, elem_id="divider"
+                    )
+                with gr.Tab("In the photo", id="photo"):
+                    self.whole = picture_field("whole", "The photo with the edited face", ["fullscreen"])
+            with gr.Row(elem_id="downloads"):
+                self.save_face = gr.Button("Download face", variant="primary", elem_id="save-face")
+                self.save_photo = gr.Button("Download photo", elem_id="save-photo")
+            self.file = gr.DownloadButton(visible="hidden", elem_id="file")
+        self.status = gr.HTML(status_line("Ready for a photo.", self.studio.where(self.start)), elem_id="status")
+
+    def _lay_out_sliders(self) -> None:
+        names = dict.fromkeys([self.start, *registry()])
+        self.picker = gr.Dropdown(
+            [(Path(name).name, name) for name in names], value=self.start, label="Model", elem_id="model"
+        )
+        # page.js fills in whether the sliders rest, and clicks the button when they come to rest: so the picture
+        # that stays is a full one whichever way a slider was moved.
+        self.rest = gr.Checkbox(visible=False)
+        self.settle = gr.Button(visible="hidden", elem_id="settle")
+        gr.render(inputs=[self.bank])(self._lay_out_bank)
+
+    def _lay_out_bank(self, name: str) -> None:
+        """The sliders of one model, made anew when another is chosen."""
+        editor = self.studio.editor(name)
+        groups: dict[str, list[str]] = {}
+        for key, direction in editor.directions.items():
+            groups.setdefault(direction.group, []).append(key)
+        sliders: dict[str, gr.Slider] = {}
+        with gr.Column(elem_id="sliders"):
+            for group, keys in groups.items():
+                with gr.Accordion(group, open=not sliders or len(editor.directions) <= 12, elem_classes="group"):
+                    sliders |= {key: direction_slider(key, editor.directions[key]) for key in keys}
+            if not sliders:
+                gr.HTML(f"<p>{html.escape(editor.notice or 'This model comes without sliders.')}</p>")
+            fidelity = gr.Slider(
+                0,
+                1,
+                value=1,
+                step=0.01,
+                label="Fidelity",
+                info="Lower is easier to edit, higher is closer to the photo",
+                buttons=["reset"],
+                elem_id="fidelity",
+            )
+        reset = gr.Button("Reset all", elem_id="reset-all")
+
+        def move(rest: bool, visit: Visit, fidelity: float | None, *values: float | None) -> dict:
+            return self.move(name, rest, visit, fidelity, dict(zip(sliders, values, strict=True)))
+
+        bank = [fidelity, *sliders.values()]
+        # One handler for them all: one frame is under way at most, and the next takes the values of its own moment.
+        gr.on(
+            [event for slider in bank for event in (slider.input, slider.release)] + [self.settle.click],
+            self._in_sentences(move),
+            [self.rest, self.visit, *bank],
+            [self.visit, *self.pictures, self.status],
+            js="(rest, ...others) => [window.slidersRest(), ...others]",
+            trigger_mode="always_last",
+            show_progress="hidden",
+            **RENDERING,
+            **RAW,
+        )
+        zeros = [1] + [0] * len(sliders)
+        reset.click(fn=None, js=f"() => {zeros}", outputs=bank).then(
+            fn=None, js="() => document.querySelector('#settle').click()"
+        )
+
+    @property
+    def pictures(self) -> list[gr.components.Component]:
+        return [self.face, self.compare, self.whole]
+
+    def _wire(self) -> None:
+        outputs = [self.visit, *self.pictures, self.status]
+        opened = [*outputs, self.photo, self.faces, self.crop, self.face_part, self.crop_part]
+        opened += [self.welcome, self.workspace]
+        handle = self._in_sentences
+        work = {"show_progress": "minimal", "show_progress_on": [self.status], **RENDERING, **RAW}
+        self.photo.input(handle(self.open_photo), [self.photo, self.visit], opened, **work)
+        self.examples.click(handle(self.open_example), [self.examples, self.visit], opened, **work)
+        self.faces.select(handle(self.choose_face), [self.visit], opened, **work)
+        quietly = {"show_progress": "hidden", **RENDERING, **RAW}
+        self.tabs.select(handle(self.change_view), [self.visit], outputs, trigger_mode="always_last", **quietly)
+        self.divider.input(
+            fn=None,
+            inputs=self.divider,
+            outputs=self.compare,
+            js="side => ({__type__: 'update', slider_position: {Before: 100, Both: 50, After: 0}[side]})",
+        )
+        # Loading can take minutes and has a queue of its own, so that nobody else's sliders wait for it.
+        self.picker.input(
+            handle(self.load_model),
+            [self.picker, self.visit],
+            [self.picker, self.status],
+            concurrency_id="loading",
+            concurrency_limit=1,
+            show_progress_on=[self.status],
+            **RAW,
+        ).then(handle(self.change_model), [self.picker, self.visit], [*opened, self.bank], **work)
+        for button, save in ((self.save_face, self.download_face), (self.save_photo, self.download_photo)):
+            button.click(handle(save), [self.visit], [self.visit, self.file, self.status], **work).then(
+                fn=None, js="() => window.downloadReady()"
+            )
+        self.blocks.unload(self.forget)
+
+    def _in_sentences(self, handler: Callable[..., dict]) -> Callable[..., dict]:
+        """The handler with its errors as sentences: in the status line and, so that nobody misses it, in a notice."""
+
+        @functools.wraps(handler)
+        def wrapped(*inputs, **named):
+            try:
+                return handler(*inputs, **named)
+            except E4EError as error:
+                sentence = str(error)
+            except Exception:
+                log.exception("A handler of the page failed.")
+                sentence = FAILED
+            gr.Warning(html.escape(sentence))
+            return {self.status: status_line(sentence)}
+
+        return wrapped
+
+    def open_photo(self, file: dict[str, Any] | None, visit: Visit) -> dict:
+        """A new photo; one without a face leaves everything as it was, the photo field included."""
+        if file is None:
+            return gr.skip()
+        try:
+            return self._open(visit, uploaded(file))
+        except PhotoError as error:
+            if visit.session is None:
+                raise
+            gr.Warning(html.escape(str(error)))
+            previous = as_value(data_url(smaller(visit.session.photo, LONGEST)))
+            return {self.photo: previous, self.status: status_line(f"{error} The photo before it is still here.")}
+
+    def open_example(self, index: int, visit: Visit) -> dict:
+        path = self.example_files[index]
+        changes = self._open(visit, path)
+        return {**changes, self.photo: as_value(data_url(smaller(changes[self.visit].session.photo, LONGEST)))}
+
+    def _open(self, visit: Visit, source: Path | io.BytesIO | Image.Image) -> dict:
+        editor = self.studio.editor(visit.model)
+        start = time.perf_counter()
+        session = editor.open(source)
+        found = {0: "", 1: "Found a face."}.get(len(session.faces), f"Found {len(session.faces)} faces.")
+        return self._opened(visit, session, f"{found} Opened in {milliseconds(start):.0f} ms.")
+
+    def _opened(self, visit: Visit, session: Session, text: str) -> dict:
+        """Everything on the page that depends on the photo."""
+        faces = [smaller(session.photo.crop(tuple(map(round, face.box))), 160) for face in session.faces]
+        before = data_url(session.picture)
+        several = len(faces) > 1
+        visit = replace(visit, session=session, before=before, full=None)
+        return {
+            **self._show(visit, preview=False, text=text),
+            self.crop: as_value(before),
+            self.crop_part: gr.Column(visible=True),
+            self.faces: [{"image": as_value(data_url(face)), "caption": None} for face in faces] if several else [],
+            self.face_part: gr.Column(visible=several),
+            self.welcome: gr.Column(visible=False),
+            self.workspace: gr.Column(visible=True),
+        }
+
+    def choose_face(self, visit: Visit, event: gr.SelectData) -> dict:
+        if visit.session is None or event.index == visit.session.face:
+            return gr.skip()
+        start = time.perf_counter()
+        session = self.studio.editor(visit.model).choose_face(visit.session, event.index)
+        text = f"Face {event.index + 1} of {len(session.faces)} opened in {milliseconds(start):.0f} ms."
+        return self._opened(visit, session, text)
+
+    def move(
+        self, bank: str, rest: bool, visit: Visit, fidelity: float | None, strengths: dict[str, float | None]
+    ) -> dict:
+        """The sliders stand somewhere else; `rest` says that they have stopped moving."""
+        if bank != visit.model:
+            return gr.skip()  # sliders of the model before, still on their way out
+        directions = self.studio.editor(bank).directions
+        # A number box sends None while it is empty, and whatever was typed into it.
+        strengths = {
+            name: min(max(strength or 0, directions[name].low), directions[name].high)
+            for name, strength in strengths.items()
+        }
+        fidelity = 1.0 if fidelity is None else min(max(fidelity, 0), 1)
+        visit = replace(visit, strengths=strengths, fidelity=fidelity, full=None)
+        if visit.session is None:
+            return {self.visit: visit, self.status: status_line("Choose a photo first; the sliders will act on it.")}
+        return self._show(visit, preview=not rest)
+
+    def change_view(self, visit: Visit, event: gr.SelectData) -> dict:
+        return self._show(replace(visit, view=VIEWS[event.index]), preview=False)
+
+    def _show(self, visit: Visit, preview: bool, text: str = "") -> dict:
+        """The result in the open tab."""
+        if visit.session is None:
+            return {self.visit: visit}
+        editor = self.studio.editor(visit.model)
+        if visit.full is None:
+            picture, is_full, took = self.studio.render(visit, preview)
+            visit = replace(visit, full=picture if is_full else None)
+            speed = f"{took:.0f} ms"
+        else:
+            picture, speed = visit.full, ""
+        if visit.view == "face":
+            value = {self.face: as_value(data_url(picture))}
+        elif visit.view == "compare":
+            value = {self.compare: [as_value(visit.before), as_value(data_url(picture))]}
+        else:
+            start = time.perf_counter()
+            value = {self.whole: as_value(data_url(smaller(editor.paste(visit.session, picture), LONGEST)))}
+            speed += f"{' + ' if speed else ''}{milliseconds(start):.0f} ms to paste"
+        detail = " · ".join(filter(None, [self.studio.where(visit.model), speed]))
+        return {self.visit: visit, **value, self.status: status_line(text or self._edits(visit), detail)}
+
+    def _edits(self, visit: Visit) -> str:
+        """The edits in words: "Smile +1.5, Age −1"."""
+        directions = self.studio.editor(visit.model).directions
+        edits = [f"{directions[name].label} {value:+g}" for name, value in visit.strengths.items() if value]
+        edits += [f"fidelity {visit.fidelity:g}"] if visit.fidelity < 1 else []
+        return (", ".join(edits) or "No edits").replace("-", "−")
+
+    def load_model(self, name: str, visit: Visit, progress=gr.Progress(track_tqdm=True)) -> dict:  # noqa: B008
+        """Have the chosen model ready; if that fails, the picker goes back to the one in use."""
+        try:
+            return {self.status: status_line(f"{Path(name).name} is loaded.", self.studio.where(name))}
+        except E4EError as error:
+            gr.Warning(html.escape(str(error)))
+            return {self.picker: visit.model, self.status: status_line(str(error), self.studio.where(visit.model))}
+
+    def change_model(self, name: str, visit: Visit) -> dict:
+        """The photo, opened again with another model, whose sliders all stand at 0."""
+        if name == visit.model:
+            return gr.skip()
+        fresh = Visit(name, view=visit.view)
+        if visit.session is None:
+            return {self.visit: fresh, self.bank: name}
+        try:
+            return {**self._open(fresh, visit.session.photo), self.bank: name}
+        except PhotoError as error:
+            gr.Warning(html.escape(str(error)))
+            return {
+                self.visit: fresh,
+                self.bank: name,
+                self.status: status_line(str(error), self.studio.where(name)),
+                self.welcome: gr.Column(visible=True),
+                **{part: gr.Column(visible=False) for part in (self.workspace, self.face_part, self.crop_part)},
+            }
+
+    def download_face(self, visit: Visit) -> dict:
+        return self._download(visit, "face", lambda picture: picture)
+
+    def download_photo(self, visit: Visit) -> dict:
+        return self._download(visit, "photo", lambda picture: self.studio.editor(visit.model).paste(visit.session, picture))
+
+    def _download(self, visit: Visit, name: str, finish: Callable[[Image.Image], Image.Image]) -> dict:
+        """A PNG at full size in Gradio's temporary folder, which is emptied on schedule."""
+        if visit.session is None:
+            raise PhotoError(GONE)
+        if visit.full is None:
+            visit = replace(visit, full=self.studio.render(visit, preview=False)[0])
+        picture = finish(visit.full)
+        settings = {"model": Path(visit.model).name, "strengths": visit.strengths, "fidelity": visit.fidelity}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"edited-{name}.png"
+            save_png(picture, path, settings)
+            kept = self.file.move_resource_to_block_cache(path)
+        text = f"{path.name} is {picture.width} × {picture.height} pixels."
+        return {
+            self.visit: visit,
+            self.file: {"path": kept, "orig_name": path.name, "meta": {"_type": "gradio.FileData"}},
+            self.status: status_line(text, self.studio.where(visit.model)),
+        }
+
+    def forget(self, request: gr.Request) -> None:
+        """The page was closed: its photo goes at once, not after Gradio's hour."""
+        self.blocks.state_holder.delete_state(request.session_hash)
+
+
+def theme() -> gr.Theme:
+    """Calm: warm greys, one accent, the system's own typeface, flat controls."""
+    warm = gr.themes.colors.stone
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.teal,
+        neutral_hue=warm,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+    )
+
+
+def start_model(wanted: str | None) -> str:
+    """The model to start with: the command line's, else E4E_MODEL's, else the published one on a Space, else demo."""
+    return wanted or os.environ.get("E4E_MODEL") or ("ffhq" if os.environ.get("SPACE_ID") else "demo")
+
+
+def options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="app.py", description="Serve the page on which photos are edited.")
+    parser.add_argument("--model", help="a name from checkpoints/registry.toml, a published .pt file or a model folder")
+    parser.add_argument("--host", help="address to listen on, 0.0.0.0 for the whole network (default: this machine)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    return parser.parse_args(arguments)
+
+
+def first_editor(name: str) -> tuple[Studio, str, str]:
+    """(studio, the name of the model it starts with, why that is not the wanted one or an empty sentence)."""
+    if name not in registry() and not Path(name).exists():
+        raise ModelError(f"There is no model {name!r}; use one of {', '.join(registry())}, or the path of a model.")
+    model, notice = load_or_demo(name)
+    name = "demo" if notice else name
+    return Studio(name, Editor(model)), name, notice
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve the page until interrupted. Returns the exit code."""
+    chosen = options(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        page = Page(*first_editor(start_model(chosen.model)))
+        page.blocks.queue(max_size=200).launch(
+            server_name=chosen.host,
+            server_port=chosen.port,
+            theme=theme(),
+            css=(HERE / "page.css").read_text(encoding="utf-8"),
+            head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+            footer_links=[],
+            run_history=False,
+            max_file_size="100mb",
+            ssr_mode=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except E4EError as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"app.py: the page cannot listen there ({error}); choose another --host or --port.", file=sys.stderr)
+        return 2
+    print(f"The page is at {page.blocks.local_url} (Ctrl+C ends it).", flush=True)
+    page.blocks.block_thread()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""The editor from a shell: `python -m editing PHOTO… --edit smile=1.5 --edit age=-1 [--paste] --out DIR`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from errors import E4EError, PhotoError
+
+if TYPE_CHECKING:
+    from editing import Editor
+
+SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # taken from folders
+
+DONE, SOME_FAILED, CANNOT_START, INTERRUPTED = 0, 1, 2, 130
+
+
+def edit(text: str) -> tuple[str, float]:
+    """ "smile=1.5" -> ("smile", 1.5)"""
+    name, equals, strength = text.partition("=")
+    try:
+        return name.strip(), float(strength)
+    except ValueError:
+        missing = "has no strength" if not equals or not strength.strip() else f"has no number but {strength!r}"
+        raise argparse.ArgumentTypeError(
+            f"{text!r} {missing}; write for example {name.strip() or 'smile'}=1.5"
+        ) from None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
+        prog="python -m editing",
+        description="Edit the face in one photo or in all photos of a folder, without a page.",
+        epilog="Exit code: 0 all went well, 1 some photos failed, 2 the command or the model cannot be used.",
+    )
+    command.add_argument("photos", nargs="*", type=Path, metavar="PHOTO", help="photo, or folder of photos")
+    command.add_argument(
+        "--edit", action="append", default=[], type=edit, metavar="NAME=STRENGTH", help="may be given several times"
+    )
+    command.add_argument("--paste", action="store_true", help="put the face back into the whole photo")
+    command.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    command.add_argument("--model", help="name from checkpoints/registry.toml, a .pt or a folder; default: demo")
+    command.add_argument("--face", type=int, default=0, metavar="N", help="which face, 0 is the clearest (default)")
+    command.add_argument("--fidelity", type=float, default=1.0, help="0 most editable … 1 most faithful (default)")
+    command.add_argument("--list", action="store_true", help="print the model's directions and their ranges, and stop")
+    return command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    command = parser()
+    options = command.parse_args(arguments)
+    if not options.photos and not options.list:
+        command.error("no photo given; name a photo or a folder of photos, or use --list")
+    strengths = dict(options.edit)
+
+    from e4e_core import load_model  # after --help and mistyped options, which need no torch
+    from editing import Editor
+
+    try:
+        editor = Editor(load_model(options.model or "demo"))
+        if editor.notice:
+            print(editor.notice, file=sys.stderr)
+        if options.list:
+            print_directions(editor)
+            return DONE
+        editor.directions.check(strengths, options.fidelity)
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (E4EError, OSError) as error:
+        print(error, file=sys.stderr)
+        return CANNOT_START
+    try:
+        return edit_all(editor, options, strengths)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[str, float]) -> int:
+    """Edit every photo; one line on stdout per picture written, one on stderr per photo that failed."""
+    from editing.export import save_png
+
+    photos, failed = [], 0
+    for named in options.photos:
+        try:
+            photos += photos_in(named) if named.is_dir() else [named]
+        except (E4EError, OSError) as error:
+            failed += report(named, error)
+    taken = {identity(photo) for photo in photos if photo.exists()}
+    settings = {"model": editor.model.name, "edits": dict(strengths), "fidelity": options.fidelity}
+    settings |= {"face": options.face, "pasted": options.paste}
+    for photo in tqdm(photos, unit="photo", disable=None):
+        try:
+            session = editor.open(photo, options.face)
+            picture = editor.render(session, strengths, options.fidelity)
+            if options.paste:
+                picture = editor.paste(session, picture)
+            target = free_name(options.out, photo.stem, taken)
+            save_png(picture, target, settings)
+            taken.add(identity(target))
+            tqdm.write(str(target))
+        except Exception as error:  # one bad photo must not end a night's work on a folder
+            failed += report(photo, error)
+    return SOME_FAILED if failed else DONE
+
+
+def report(path: Path, error: Exception) -> int:
+    """Print one line about what failed; returns 1, to be counted."""
+    reason = str(error) if isinstance(error, (E4EError, OSError)) else f"{type(error).__name__}: {error}"
+    tqdm.write(f"{path}: {' '.join(reason.split())}", file=sys.stderr)
+    return 1
+
+
+def photos_in(folder: Path) -> list[Path]:
+    """The photos directly in a folder, by name. Raises PhotoError if there is none."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    photos = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not photos:
+        raise PhotoError("This folder has no photos in it; name another one.")
+    return photos
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What stays the same however a file is spelled or linked."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def free_name(folder: Path, stem: str, taken: set[tuple[int, int]]) -> Path:
+    """`stem_edited.png` in `folder`, numbered where that is an input or a result of this run; older ones give way."""
+    number = 1
+    while True:
+        target = folder / (f"{stem}_edited.png" if number == 1 else f"{stem}_edited_{number}.png")
+        if not target.exists() or identity(target) not in taken:
+            return target
+        number += 1
+
+
+def print_directions(editor: "Editor") -> None:
+    """One line per direction: name, range, group, label."""
+    for name, direction in editor.directions.items():
+        span = f"{direction.low:g} … {direction.high:g}"
+        print(f"{name:<20} {span:<12} {direction.group}: {direction.label}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""What a face shows, in numbers: measured from landmarks and pixels, and from dlib's face embedding.
+
+Lengths are in units of the distance between the eyes' centres, so that they do not depend on the picture's size.
+"""
+
+import importlib.util
+import threading
+from functools import cache
+from pathlib import Path
+
+import cv2
+import dlib
+import numpy as np
+from PIL import Image
+
+from alignment import Face, find_faces
+from errors import ModelError
+
+BORDER = 0.375  # of the picture's side, added all around: aligned faces fill the picture, dlib wants room
+SIDE = 256  # px, the size at which aligned pictures are measured
+_lock = threading.Lock()
+
+LEFT_EYE, RIGHT_EYE, LIPS = slice(36, 42), slice(42, 48), slice(48, 68)
+MOUTH_CORNERS, NOSE_TIP, JAW_ENDS, INNER_LIPS = [48, 54], 30, [0, 16], [62, 66]
+EYE_LIDS = [(37, 41, 38, 40, 36, 39), (43, 47, 44, 46, 42, 45)]  # two heights and the width of each eye
+
+
+def with_border(picture: Image.Image) -> Image.Image:
+    """An aligned picture, enlarged to 256 px, with its edge pixels repeated for 96 px around it."""
+    pixels = np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    margin = round(BORDER * SIDE)
+    return Image.fromarray(cv2.copyMakeBorder(pixels, margin, margin, margin, margin, cv2.BORDER_REPLICATE))
+
+
+def find_aligned_face(picture: Image.Image) -> tuple[Image.Image, Face] | None:
+    """The bordered picture and the best face in it, in its pixels; None when dlib finds no face."""
+    bordered = with_border(picture)
+    faces = find_faces(bordered)
+    return (bordered, faces[0]) if faces else None
+
+
+def measure(picture: Image.Image) -> dict[str, float] | None:
+    """Attributes of an aligned face; None when dlib finds no face.
+
+    Returns:
+        yaw: nose tip between the jaw's ends, 0 = frontal, ±1 = at one of them.
+        pitch: nose tip below the eyes' line; larger when the head is lowered.
+        smile: how far the mouth's corners stand above the lips' centre.
+        mouth_open: distance of the inner lips. mouth_width: distance of the mouth's corners.
+        eye_open: height of the eyes as a share of their width.
+        bright: mean grey value, 0 … 255. light_lr: right half minus left half, in units of 255.
+    """
+    found = find_aligned_face(picture)
+    if found is None:
+        return None
+    points = found[1].landmarks.astype(np.float64)  # [68, 2]
+    left, right = points[LEFT_EYE].mean(0), points[RIGHT_EYE].mean(0)
+    axis = right - left
+    distance = np.linalg.norm(axis)
+    along = axis / distance
+    down = np.array([-along[1], along[0]])
+    points = (points - (left + right) / 2) @ np.stack([along, down], 1) / distance  # x along the eyes, y down
+    jaw_left, jaw_right = points[JAW_ENDS, 0]
+    eyes = [
+        (np.linalg.norm(points[a] - points[b]) + np.linalg.norm(points[c] - points[d]))
+        / (2 * np.linalg.norm(points[e] - points[f]))
+        for a, b, c, d, e, f in EYE_LIDS
+    ]
+    grey = np.asarray(picture.convert("L"), np.float64)
+    middle = grey.shape[1] // 2
+    return {
+        "yaw": (2 * points[NOSE_TIP, 0] - jaw_left - jaw_right) / (jaw_right - jaw_left),
+        "pitch": points[NOSE_TIP, 1],
+        "smile": points[LIPS, 1].mean() - points[MOUTH_CORNERS, 1].mean(),
+        "mouth_open": float(np.linalg.norm(points[INNER_LIPS[0]] - points[INNER_LIPS[1]])),
+        "mouth_width": float(np.linalg.norm(points[MOUTH_CORNERS[0]] - points[MOUTH_CORNERS[1]])),
+        "eye_open": float(np.mean(eyes)),
+        "bright": float(grey.mean()),
+        "light_lr": float(grey[:, middle:].mean() - grey[:, :middle].mean()) / 255,
+    }
+
+
+def embed(picture: Image.Image) -> np.ndarray | None:
+    """dlib's embedding of an aligned face, float64 [128], same person below a distance of 0.6; None without a face."""
+    found = find_aligned_face(picture)
+    if found is None:
+        return None
+    bordered, face = found
+    left, top, right, bottom = (round(side) for side in face.box)
+    points = dlib.points([dlib.point(round(float(x)), round(float(y))) for x, y in face.landmarks])
+    shape = dlib.full_object_detection(dlib.rectangle(left, top, right, bottom), points)
+    with _lock:
+        return np.array(_embedder().compute_face_descriptor(np.asarray(bordered), shape))
+
+
+@cache
+def _embedder() -> dlib.face_recognition_model_v1:
+    spec = importlib.util.find_spec("face_recognition_models")
+    if spec is None or spec.origin is None:
+        raise ModelError("The package face_recognition_models is missing; run pip install -r requirements.txt.")
+    folder = Path(spec.origin).parent / "models"
+    return dlib.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat"))

@@ -1,0 +1,295 @@
+"""Editing directions: arithmetic on latent codes, their own files, and the published ones.
+
+An edit adds Σ strength · vectors to the codes of a photo: strength 0 is the identity, edits add up, and their order
+does not matter.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import io
+import json
+import math
+import os
+import re
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from errors import DirectionError, DownloadError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from e4e_core.models.e4e import E4E
+
+REACH = 3.0  # strengths up to this multiple of a direction's range are computed, larger ones are refused
+PUBLISHED = Path(__file__).resolve().parents[1] / "checkpoints" / "directions.toml"
+TIMEOUT = 3.0  # seconds; a direction must never hold up the page for longer
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """One slider.
+
+    Attributes:
+        label: what a person reads.
+        group: heading under which the slider stands.
+        low, high: calibrated range of the strength, low ≤ 0 ≤ high.
+        vectors: float32 [L, D] on the CPU, added to the codes per unit of strength; zero rows leave a layer alone.
+        measured: figures measured for it, to be kept with it (plain JSON values).
+        source, licence: where it comes from and under which terms.
+    Raises: DirectionError if the numbers cannot make a slider.
+    """
+
+    label: str
+    group: str
+    low: float
+    high: float
+    vectors: Tensor
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+    licence: str = ""
+
+    def __post_init__(self):
+        vectors = self.vectors.detach().to("cpu", torch.float32).clone()  # no one else may change it later
+        if vectors.dim() != 2 or not vectors.isfinite().all():
+            raise DirectionError(
+                f"The vectors of {self.label!r} must be finite and of shape [layers, width]; remake it."
+            )
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= 0 <= self.high > self.low):
+            raise DirectionError(f"The range {self.low} … {self.high} of {self.label!r} must enclose 0; correct it.")
+        object.__setattr__(self, "vectors", vectors)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers it changes, ascending."""
+        return self.vectors.any(1).nonzero().flatten().tolist()
+
+
+class DirectionSet(Mapping[str, Direction]):
+    """The directions of one model by name, in the order of the sliders; immutable.
+
+    Names consist of letters, digits, `_` and `-`, so that `--edit name=1` can be typed.
+    """
+
+    def __init__(self, directions: Mapping[str, Direction]):
+        self._directions = dict(directions)
+        for name in self._directions:
+            if not re.fullmatch(r"[\w-]+", name):
+                raise DirectionError(f"{name!r} cannot name a direction; use letters, digits, _ and - only.")
+        shapes = {tuple(direction.vectors.shape) for direction in self.values()}
+        if len(shapes) > 1:
+            raise DirectionError(f"Directions of one model have one shape, not {sorted(shapes)}; keep them apart.")
+
+    def __getitem__(self, name: str) -> Direction:
+        return self._directions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._directions)
+
+    def __len__(self) -> int:
+        return len(self._directions)
+
+    def check_fits(self, num_layers: int, latent_dim: int) -> None:
+        """Raises DirectionError unless every direction is made for codes [num_layers, latent_dim]."""
+        for name, direction in self.items():
+            if tuple(direction.vectors.shape) != (num_layers, latent_dim):
+                layers, width = direction.vectors.shape
+                raise DirectionError(
+                    f"Direction {name!r} is made for {layers} layers of width {width}, but this model has {num_layers} "
+                    f"of width {latent_dim}; use directions made for this model."
+                )
+
+    def check(self, strengths: Mapping[str, float], fidelity: float = 1.0) -> None:
+        """Raises DirectionError for what `edit_codes` cannot render: unknown names, strengths that are not numbers
+        within REACH × the range (a slider's ends are its range; beyond it faces fall apart), fidelity outside 0 … 1.
+        """
+        for name, strength in strengths.items():
+            if name not in self:
+                known = f"choose one of {', '.join(self)}" if self else "it has no directions at all"
+                raise DirectionError(f"This model has no direction {name!r}; {known}.")
+            low, high = self[name].low, self[name].high
+            if not isinstance(strength, Real) or not abs(strength) <= REACH * max(-low, high):  # NaN fails it too
+                raise DirectionError(
+                    f"The strength of {name!r} cannot be {strength}; give a number from {low:g} to {high:g}."
+                )
+        if not (isinstance(fidelity, Real) and 0 <= fidelity <= 1):
+            raise DirectionError(f"Fidelity cannot be {fidelity}; give a number from 0 (editable) to 1 (faithful).")
+
+    def edit_codes(self, codes: Tensor, strengths: Mapping[str, float], fidelity: float = 1.0) -> Tensor:
+        """Edited latent codes: w + fidelity · (codes − w) + Σ strength · vectors.
+
+        Args:
+            codes: float32 [n, L, D] from the encoder; the first row is its single w.
+            strengths: name -> strength; 0 is exactly the identity.
+            fidelity: 0 keeps w alone on all layers, 1 the codes as they are, values between scale the offsets
+                from w (Tov et al. 2021, section 3: editability against distortion).
+        Returns: float32 [n, L, D], a new value; bit-identical however `strengths` is ordered.
+        Raises: DirectionError, see `check` and `check_fits`.
+        """
+        self.check(strengths, fidelity)
+        self.check_fits(*codes.shape[1:])
+        edited = torch.lerp(codes[:, :1], codes, float(fidelity))  # [n, L, D], exact at 0 and at 1
+        edits = [float(strengths[name]) * self[name].vectors for name in sorted(strengths) if strengths[name]]
+        return edited + sum(edits).to(codes.device) if edits else edited
+
+    def save(self, folder: Path | str) -> None:
+        """Write `directions.safetensors` (name -> float32 [L, D]) and `directions.json` (everything readable)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: direction.vectors for name, direction in self.items()}, folder / "directions.safetensors")
+        readable = {
+            name: {
+                "label": direction.label,
+                "group": direction.group,
+                "range": [direction.low, direction.high],
+                "layers": direction.layers,
+                "measured": dict(direction.measured),
+                "source": direction.source,
+                "licence": direction.licence,
+            }
+            for name, direction in self.items()
+        }
+        text = json.dumps(readable, indent=2, ensure_ascii=False, allow_nan=False)
+        (folder / "directions.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "DirectionSet":
+        """Read what `save` wrote. Raises DirectionError if the two files are missing, broken or disagree."""
+        folder = Path(folder)
+        try:
+            readable = json.loads((folder / "directions.json").read_text(encoding="utf-8"))
+            vectors = load_file(folder / "directions.safetensors")
+            if set(readable) != set(vectors):
+                raise ValueError(f"only one of its files knows {', '.join(sorted(set(readable) ^ set(vectors)))}")
+            return cls({name: _from_json(entry, vectors[name]) for name, entry in readable.items()})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError, DirectionError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+            raise DirectionError(
+                f"The directions in {folder} cannot be read ({reason}); restore directions.json and "
+                "directions.safetensors or remove both."
+            ) from error
+
+
+def _from_json(entry: Mapping[str, Any], vectors: Tensor) -> Direction:
+    low, high = map(float, entry["range"])
+    optional = {key: entry[key] for key in ("measured", "source", "licence") if key in entry}
+    return Direction(str(entry["label"]), str(entry["group"]), low, high, vectors, **optional)
+
+
+def directions_for(model: "E4E") -> DirectionSet:
+    """A model's own directions: those in its folder, else the published ones its registry entry names, else none.
+
+    Raises: DirectionError if they do not fit the model or cannot be read; DownloadError if they cannot be fetched.
+    """
+    from e4e_core.checkpoints import registry
+
+    if model.folder is not None and (model.folder / "directions.json").exists():
+        directions = DirectionSet.load(model.folder)
+    elif name := registry().get(model.name, {}).get("directions"):
+        directions = published_directions(name, model.num_layers)
+    else:
+        directions = DirectionSet({})
+    directions.check_fits(model.num_layers, model.latent_dim)
+    return directions
+
+
+def published_directions(domain: str, num_layers: int, folder: Path | None = None) -> DirectionSet:
+    """The directions that `checkpoints/directions.toml` lists for `domain` ("ffhq", "cars"), for `num_layers` codes.
+
+    Args:
+        folder: where the published files lie or are downloaded to; the project's cache by default.
+    Raises: DirectionError for an unknown domain or a model with too few layers; DownloadError, see `_fetch`.
+    """
+    table = tomllib.loads(PUBLISHED.read_text(encoding="utf-8"))
+    files = table.pop("files")
+    if domain not in table:
+        raise DirectionError(f"No directions are published for {domain!r}; choose one of {', '.join(table)}.")
+    folder = folder or cache_folder()
+    loaded = {name: _fetch(folder / name, files[name]) for name in sorted({entry["file"] for entry in table[domain]})}
+    directions = {}
+    for entry in table[domain]:
+        published = files[entry["file"]]
+        directions[entry["name"]] = Direction(
+            entry["label"],
+            entry["group"],
+            *map(float, entry["range"]),
+            _vectors(entry, loaded[entry["file"]], num_layers),
+            source=published["source"],
+            licence=published["licence"],
+        )
+    return DirectionSet(directions)
+
+
+def _vectors(entry: Mapping[str, Any], content: Any, num_layers: int) -> Tensor:
+    """float32 [num_layers, D] of one entry; see the head of `checkpoints/directions.toml` for the two kinds."""
+    if "component" not in entry:  # InterFaceGAN: [1, D] for every layer or [1, L, D]
+        per_layer = content.reshape(-1, content.shape[-1])
+        if len(per_layer) not in (1, num_layers):
+            raise DirectionError(
+                f"Direction {entry['name']!r} is made for {len(per_layer)} layers, but this model has {num_layers}; "
+                "use directions made for this model."
+            )
+        return per_layer.expand(num_layers, -1)
+    component, (first, last) = entry["component"], entry["layers"]
+    if last > num_layers:
+        raise DirectionError(
+            f"Direction {entry['name']!r} changes layer {last - 1}, but this model has only {num_layers}; "
+            "use directions made for this model."
+        )
+    step = content["comp"][component, 0] * content["std"][component] * entry.get("sign", 1)  # [D]
+    vectors = torch.zeros(num_layers, len(step))
+    vectors[first:last] = step
+    return vectors
+
+
+def cache_folder() -> Path:
+    """Where downloaded direction files are kept; `E4E_DIRECTIONS` names another folder."""
+    named = os.environ.get("E4E_DIRECTIONS")
+    return Path(named) if named else Path.home() / ".cache" / "e4e" / "directions"
+
+
+def _fetch(path: Path, published: Mapping[str, str]) -> Any:
+    """The tensors of a published file, from `path` if it is there intact, else downloaded and kept there.
+
+    Raises: DownloadError without a network (within about TIMEOUT) and if what came is not the published file.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(data).hexdigest() != published["sha256"]:
+        data = _download(path, published)
+        with contextlib.suppress(OSError):  # a folder that cannot be written to only costs the next start a download
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            part.write_bytes(data)
+            part.replace(path)  # a reader never sees half a file
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _download(path: Path, published: Mapping[str, str]) -> bytes:
+    """The published file's bytes, their digest checked."""
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+            raise OSError("HF_HUB_OFFLINE is set")
+        with urllib.request.urlopen(published["url"], timeout=TIMEOUT) as response:
+            data = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(
+            f"{path.name} could not be fetched ({error}); connect to the network, or put the file from "
+            f"{published['url']} into {path.parent}."
+        ) from error
+    if hashlib.sha256(data).hexdigest() != published["sha256"]:
+        raise DownloadError(f"What {published['url']} sent is not the published file; try again later.")
+    return data

@@ -1,0 +1,281 @@
+"""Directions learned from labelled photos: invert, fit in W^k, calibrate on pictures the encoder never saw.
+
+    python -m editing.discovery --model runs/e64/model --data faces.zip --labels labels.csv
+
+writes `directions.safetensors` and `directions.json` into the model's folder.
+"""
+
+import argparse
+import csv
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from e4e_core import load_model
+from e4e_core.images import to_picture
+from e4e_core.models.e4e import E4E
+from e4e_core.training.data import Pictures
+from editing.attributes import embed, measure
+from editing.directions import Direction, DirectionSet
+from errors import E4EError, TrainingError
+
+SLIDERS = {  # name: (label, group); the names are columns of the table of labels
+    "smile": ("Smile", "Expression"),
+    "mouth_open": ("Mouth open", "Expression"),
+    "mouth_width": ("Mouth width", "Expression"),
+    "eye_open": ("Eyes open", "Expression"),
+    "age": ("Age", "Person"),
+    "gender": ("Gender presentation", "Person"),
+    "yaw": ("Turn", "Pose"),
+    "pitch": ("Nod", "Pose"),
+    "light_lr": ("Light from the side", "Light"),
+    "bright": ("Brightness", "Light"),
+}
+JUDGED = ("age", "gender")  # read off dlib's embedding by a model fitted on the labels; the others are measured
+STEPS = 9  # strengths tried in calibration, from -TRIED to TRIED
+TRIED = 6.0  # in standard deviations of the attribute, as the fit predicts them
+LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
+FOUND = 0.95  # share of edited faces that dlib must still find at a slider's ends
+
+Measure = Callable[[Image.Image], dict[str, float] | None]
+
+
+def read_labels(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of a csv table as float64 [n], for the pictures `names` in that order; only columns in SLIDERS.
+
+    Numbers are taken as they are, brackets such as 30-39 and 70+ as their middle (70+ as 75), and of two words the
+    one that comes second in the alphabet is 1, the other 0. Raises TrainingError for missing rows or columns.
+    """
+    with open(file, newline="") as table:
+        rows = {row["file"]: row for row in csv.DictReader(table)}
+    missing = [name for name in names if name not in rows]
+    if missing:
+        raise TrainingError(f"{file} has no row for {missing[0]} and {len(missing) - 1} others; add them.")
+    columns = [column for column in SLIDERS if column in rows[names[0]]]
+    if not columns:
+        raise TrainingError(f"{file} has none of the columns {', '.join(SLIDERS)}; name them so.")
+    return {column: _numbers([rows[name][column] for name in names]) for column in columns}
+
+
+def _numbers(texts: list[str]) -> np.ndarray:
+    words = sorted(set(texts))
+    if len(words) == 2:
+        return np.array([float(text == words[1]) for text in texts])
+    return np.array([_number(text) for text in texts])
+
+
+def _number(text: str) -> float:
+    if text.endswith("+"):
+        return float(text[:-1]) + 5
+    low, dash, high = text.partition("-")
+    return (float(low) + float(high)) / 2 if dash and low else float(text)
+
+
+@torch.no_grad()
+def invert_all(model: E4E, pictures: Pictures, indices: Sequence[int], batch: int = 32) -> Tensor:
+    """Codes float32 [n, L, D] of the pictures at `indices`."""
+    codes = []
+    for start in tqdm(range(0, len(indices), batch), desc="inverting"):
+        images = torch.stack([pictures[i] for i in indices[start : start + batch]])
+        codes.append(model.invert(images).cpu())
+    return torch.cat(codes)
+
+
+def fit_directions(codes: Tensor, attributes: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """What one standard deviation of each attribute changes in the codes, the other attributes held.
+
+    Least squares of the codes on all standardised attributes together: codes ≈ b₀ + Σ aₖ·bₖ. The slopes bₖ are the
+    directions. (Regressing the attribute on the codes gives a filter, which is sensitive to the attribute but does
+    not look like it; Haufe et al. 2014.) Conditioning on the other attributes is what keeps age out of glasses.
+
+    Args: codes float32 [n, L, D]; attributes float64 [n] each.
+    Returns: float32 [L, D] each.
+    """
+    values = np.stack(list(attributes.values()), 1)  # [n, k]
+    values = (values - values.mean(0)) / values.std(0)
+    design = torch.from_numpy(np.concatenate([np.ones((len(values), 1)), values], 1))  # [n, 1 + k]
+    slopes = torch.linalg.lstsq(design, codes.flatten(1).double()).solution[1:]  # [k, L*D]
+    return {name: b.reshape(codes.shape[1:]).float() for name, b in zip(attributes, slopes, strict=True)}
+
+
+def fit_judges(pictures: Pictures, indices: Sequence[int], labels: dict[str, np.ndarray]) -> Measure:
+    """A measure that adds age and gender presentation, read off dlib's embedding, to the landmarks' attributes.
+
+    Ridge regression of each label on the embedding of the pictures at `indices`; `labels` are theirs.
+    """
+    judged = [name for name in JUDGED if name in labels]
+    if not judged:
+        return measure
+    rows, kept = [], []
+    for place, index in enumerate(tqdm(indices, desc="embedding")):
+        vector = embed(to_picture(pictures[index]))
+        if vector is not None:
+            rows.append(np.append(vector, 1.0))
+            kept.append(place)
+    x = np.stack(rows)  # [m, 129]
+    y = np.stack([labels[name][kept] for name in judged], 1)  # [m, k]
+    weights = np.linalg.solve(x.T @ x + 1e-2 * np.eye(x.shape[1]), x.T @ y)  # [129, k]
+
+    def judge(picture: Image.Image) -> dict[str, float] | None:
+        measured, vector = measure(picture), embed(picture)
+        if measured is None or vector is None:
+            return None
+        return measured | dict(zip(judged, np.append(vector, 1.0) @ weights, strict=True))
+
+    return judge
+
+
+@torch.no_grad()
+def response(model: E4E, codes: Tensor, vectors: Tensor, strengths: Sequence[float], judge: Measure) -> list[list]:
+    """What the judge measures of every face at every strength: [strengths][n], None where dlib finds no face."""
+    answers = []
+    for strength in strengths:
+        images = model.synthesize(codes + strength * vectors)
+        answers.append([judge(to_picture(image)) for image in images])
+    return answers
+
+
+def curve(answers: list[list], name: str) -> np.ndarray:
+    """float64 [strengths, n]: one attribute of the answers of `response`, NaN where no face was found."""
+    return np.array([[np.nan if a is None else a[name] for a in row] for row in answers])
+
+
+def calibrate(
+    direction: Direction, name: str, model: E4E, codes: Tensor, judge: Measure, spread: dict[str, float]
+) -> Direction:
+    """The direction scaled so that strength 1 moves its attribute by one standard deviation, with a range and figures.
+
+    The range is the largest one, up to LIMIT either way, over which the mean attribute keeps rising and dlib keeps
+    finding the faces. A direction that turns out to lower its attribute is reversed.
+
+    Args: codes float32 [n, L, D] of held-out faces; spread: each attribute's standard deviation in the data.
+    """
+    strengths = np.linspace(-TRIED, TRIED, STEPS)
+    answers = response(model, codes, direction.vectors, strengths.tolist(), judge)
+    values = curve(answers, name) / spread[name]  # [STEPS, n] in standard deviations
+    found = np.isfinite(values).mean(1)
+    mean = np.nanmean(values - values[STEPS // 2], 1)
+    middle = STEPS // 2
+    slope = (mean[middle + 1] - mean[middle - 1]) / (strengths[middle + 1] - strengths[middle - 1])
+    ends = []
+    for side in (-1, 1):
+        end = middle
+        while (
+            0 <= end + side < STEPS
+            and found[end + side] >= FOUND
+            and side * np.sign(slope) * (mean[end + side] - mean[end]) > 0
+            and abs(mean[end]) < LIMIT
+        ):
+            end += side
+        reached, beyond = abs(mean[end]), abs(strengths[end])
+        ends.append(float(beyond * min(1.0, LIMIT / max(reached, 1e-9)) * abs(slope)))
+    low, high = ends if slope > 0 else ends[::-1]
+    low, high = max(round(low * 2) / 2, 0.5), max(round(high * 2) / 2, 0.5)
+    return replace(direction, vectors=direction.vectors / slope, low=-low, high=high)
+
+
+def figures(
+    direction: Direction, name: str, model: E4E, codes: Tensor, judge: Measure, spread: dict[str, float]
+) -> dict[str, float | dict[str, float]]:
+    """Measured on faces [n, L, D] at five strengths from one end of the slider to the other.
+
+    Returns: `low`, `high`: mean change of the attribute at the ends, in standard deviations of the data;
+        `monotone`: share of faces whose attribute never falls by more than a tenth of a standard deviation;
+        `found`: share of edited faces dlib finds; `side_effects`: mean absolute change of the other attributes
+        at the ends, in standard deviations.
+    """
+    strengths = [direction.low, direction.low / 2, 0.0, direction.high / 2, direction.high]
+    answers = response(model, codes, direction.vectors, strengths, judge)
+    values = curve(answers, name) / spread[name]  # [5, n]
+    change = np.nanmean(values - values[2], 1)
+    whole = np.isfinite(values).all(0)
+    steps = np.diff(values[:, whole], axis=0)
+    others = {}
+    for other in spread:
+        if other != name:
+            moved = curve(answers, other) / spread[other]
+            others[other] = round(float(np.nanmean(np.abs(np.nanmean(moved - moved[2], 1)[[0, 4]]))), 2)
+    return {
+        "low": round(float(change[0]), 2),
+        "high": round(float(change[-1]), 2),
+        "mean_rises": bool((np.diff(change) > 0).all()),
+        "monotone": round(float((steps > -0.1).all(0).mean()), 3),
+        "found": round(float(np.isfinite(values).mean()), 3),
+        "side_effects": others,
+    }
+
+
+def learn(
+    model: E4E, data: Path, labels: Path, holdout: int = 500, photos: int = 6000, faces: int = 32, seed: int = 0
+) -> DirectionSet:
+    """Directions for every column of `labels` that is in SLIDERS.
+
+    Args:
+        data, labels: aligned pictures, and a csv table with a column `file`.
+        holdout: how many pictures at the end the encoder was not trained on; calibration uses only these.
+        photos: how many others to fit on. faces: how many held-out faces to calibrate on, and as many to measure on.
+    Raises: TrainingError for unusable data.
+    """
+    pictures = Pictures(data, model.input_size)
+    count = len(pictures)
+    if holdout + 100 > count:
+        raise TrainingError(f"{data} has {count} pictures; at least 100 beside the {holdout} held out are needed.")
+    order = random.Random(seed)
+    shown = order.sample(range(count - holdout), min(photos, count - holdout))
+    kept = order.sample(range(count - holdout, count), min(2 * faces, holdout))
+    attributes = read_labels(labels, [pictures.names[i] for i in shown])
+    vectors = fit_directions(invert_all(model, pictures, shown), attributes)
+    few = shown[: min(1500, len(shown))]
+    judge = fit_judges(pictures, few, {name: column[: len(few)] for name, column in attributes.items()})
+    real = [judge(to_picture(pictures[i])) for i in tqdm(few[:400], desc="measuring photos")]
+    spread = {name: float(np.std([r[name] for r in real if r is not None])) for name in attributes}
+    codes = invert_all(model, pictures, kept)
+    tuning, testing = codes[: len(codes) // 2], codes[len(codes) // 2 :]
+    directions = {}
+    for name, vector in tqdm(vectors.items(), desc="calibrating"):
+        label, group = SLIDERS[name]
+        direction = Direction(label, group, -1.0, 1.0, vector, source=f"learned from {len(shown)} labelled photos")
+        direction = calibrate(direction, name, model, tuning, judge, spread)
+        measured = figures(direction, name, model, testing, judge, spread)
+        directions[name] = replace(direction, measured=measured)
+    return DirectionSet(directions)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 when the directions were written."""
+    parser = argparse.ArgumentParser(prog="python -m editing.discovery", description=learn.__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder of a model of this project")
+    parser.add_argument("--data", type=Path, required=True, help="folder or zip of aligned pictures")
+    parser.add_argument("--labels", type=Path, required=True, help="csv table with a column `file`")
+    parser.add_argument("--holdout", type=int, default=500, help="pictures at the end the encoder never saw")
+    parser.add_argument("--photos", type=int, default=6000, help="photos to fit on")
+    parser.add_argument("--faces", type=int, default=32, help="held-out faces to calibrate on, and to measure on")
+    options = parser.parse_args(arguments)
+    try:
+        model = load_model(options.model)
+        if model.folder is None:
+            raise TrainingError(f"{options.model} is not a folder of this project; convert it with load_model first.")
+        directions = learn(model, options.data, options.labels, options.holdout, options.photos, options.faces)
+        directions.save(model.folder)
+    except E4EError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for name, direction in directions.items():
+        m = direction.measured
+        print(
+            f"{name:12s} {direction.low:+.1f} … {direction.high:+.1f}   measured {m['low']:+.2f} … {m['high']:+.2f} sd"
+            f"   monotone {m['monotone']:.0%}   found {m['found']:.0%}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

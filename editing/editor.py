@@ -1,0 +1,133 @@
+"""From a photo to an edited photo: open it once, render it for every move of a slider, paste the result back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import alignment
+from alignment import Crop, Face
+from e4e_core.images import to_picture, to_tensor
+from editing.directions import Direction, DirectionSet, directions_for
+from errors import DownloadError, PhotoError
+
+if TYPE_CHECKING:
+    from e4e_core.models.e4e import E4E
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """An opened photo: everything that rendering and pasting need, and no model.
+
+    Attributes:
+        photo: upright RGB.
+        faces: all faces found, the best first; empty for models of other things than faces.
+        face: index of the one being edited.
+        crop: where `picture` lies in `photo`.
+        picture: what the encoder saw, its input size.
+        codes: float32 [1, L, D] on the CPU.
+    """
+
+    photo: Image.Image
+    faces: tuple[Face, ...]
+    face: int
+    crop: Crop
+    picture: Image.Image
+    codes: Tensor
+
+
+class Editor:
+    """A model with its directions. Holds nothing about any photo, so threads and users can share one.
+
+    Attributes:
+        model: the E4E it edits with.
+        directions: its DirectionSet, name -> Direction.
+        notice: why the model's own directions are missing, as a sentence for a person; empty if they are there.
+    """
+
+    def __init__(self, model: "E4E", directions: Mapping[str, Direction] | None = None):
+        """Use `directions`, or the model's own; offline, without those to be downloaded, there are none.
+
+        Raises: DirectionError for directions that cannot be read or do not fit the model.
+        """
+        self.model = model
+        self.notice = ""
+        if directions is None:
+            try:
+                directions = directions_for(model)
+            except DownloadError as error:
+                directions, self.notice = {}, str(error)
+        self.directions = DirectionSet(directions)
+        self.directions.check_fits(model.num_layers, model.latent_dim)
+
+    def open(self, photo: Image.Image | Path | str | BinaryIO, face: int = 0) -> Session:
+        """Find the faces of a photo, align one and encode it; models of other things take the whole picture.
+
+        Args:
+            photo: path, open file or PIL picture, of any size, mode and orientation.
+            face: index into the faces found, the best first.
+        Raises: PhotoError for what is no picture and for a face that is not there, NoFaceError if there is none.
+        """
+        photo = alignment.open_photo(photo)
+        faces = tuple(alignment.find_faces(photo)) if self.model.template else ()
+        if self.model.template and not faces:
+            raise alignment.NoFaceError(
+                "No face was found in this photo; choose one in which a face is large, upright and unobstructed."
+            )
+        return self._encode(photo, faces, face)
+
+    def choose_face(self, session: Session, face: int) -> Session:
+        """The same photo with another of its faces, without searching it again. Raises PhotoError if not there."""
+        return self._encode(session.photo, session.faces, face)
+
+    def render(
+        self, session: Session, strengths: Mapping[str, float], fidelity: float = 1.0, size: int | None = None
+    ) -> Image.Image:
+        """The edited picture, always computed from the codes of the photo itself.
+
+        Args:
+            strengths: name -> strength in the direction's own range; missing ones are 0, the identity.
+            fidelity: 0 the single w (most editable) … 1 the encoder's W^k (most faithful).
+            size: longer side of a preview in pixels, a power of two; None is full size.
+        Returns: RGB, R×R pixels or what the model's aspect leaves of them.
+        Raises: DirectionError for unknown directions and impossible strengths or fidelity.
+        """
+        codes = self.directions.edit_codes(session.codes, strengths, fidelity)
+        with torch.no_grad():
+            image = self.model.synthesize(codes, size=size)  # [1, 3, R, R]
+        return to_picture(_content(image, self.model.aspect))
+
+    def paste(self, session: Session, picture: Image.Image) -> Image.Image:
+        """The photo with `picture` in the place of its crop; outside the crop it stays as it is."""
+        return alignment.paste_back(session.photo, picture, session.crop)
+
+    def _encode(self, photo: Image.Image, faces: tuple[Face, ...], face: int) -> Session:
+        count = max(len(faces), 1)
+        if not 0 <= face < count:
+            found = "one face, number 0" if count == 1 else f"{count} faces, numbers 0 to {count - 1}"
+            raise PhotoError(f"There is no face {face} in this photo; it has {found}.")
+        side = self.model.input_size
+        if faces:
+            picture, crop = alignment.align(photo, faces[face], size=side, template=self.model.template)
+        else:
+            picture, crop = _centre_crop(photo, side, self.model.aspect)
+        with torch.no_grad():
+            codes = self.model.invert(to_tensor(picture))  # [1, L, D]
+        return Session(photo, faces, face, crop, picture, codes.cpu())
+
+
+def _content(image: Tensor, aspect: tuple[int, int]) -> Tensor:
+    """[n, 3, R, R] -> the centred part with the ratio `aspect`: cars fill rows 64 … 448 of 512."""
+    side = image.shape[-1]
+    width, height = _content_size(side, aspect)
+    left, top = (side - width) // 2, (side - height) // 2
+    return image[..., top : top + height, left : left + width]
+
+
+def _content_size(side: int, aspect: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of the largest rectangle with the ratio `aspect` in a square."""
+    return side * aspect[0] // max(aspect), side * aspect[1] // max(aspect)

@@ -1,0 +1,260 @@
+import json
+import tomllib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from editing.directions import PUBLISHED, Direction, DirectionSet, directions_for, published_directions
+from errors import DirectionError, DownloadError
+
+LAYERS, WIDTH = 6, 4
+NAMES = ("age", "light", "pose", "smile")
+
+
+def random_set(seed: int = 0) -> DirectionSet:
+    generator = torch.Generator().manual_seed(seed)
+    return DirectionSet(
+        {
+            name: Direction(name.title(), "Face", -3, 3, torch.randn(LAYERS, WIDTH, generator=generator))
+            for name in reversed(NAMES)
+        }
+    )
+
+
+def random_codes(count: int = 2) -> torch.Tensor:
+    return torch.randn(count, LAYERS, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+a_strength = st.floats(-3, 3, width=32)
+some_strengths = st.dictionaries(st.sampled_from(NAMES), a_strength)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0, 0.0, -0.0])))
+def test_strength_zero_is_exactly_the_identity(strengths):
+    assert torch.equal(random_set().edit_codes(random_codes(), strengths), random_codes())
+
+
+@given(some_strengths, st.randoms())
+def test_order_does_not_matter_to_the_last_bit(strengths, random):
+    shuffled = list(strengths.items())
+    random.shuffle(shuffled)
+    edited = random_set().edit_codes(random_codes(), strengths)
+    assert torch.equal(edited, random_set().edit_codes(random_codes(), dict(shuffled)))
+
+
+@given(some_strengths, some_strengths, st.floats(0, 1))
+def test_edits_add_up(first, second, fidelity):
+    directions, codes = random_set(), random_codes()
+    both = {name: first.get(name, 0.0) + second.get(name, 0.0) for name in first | second}
+    step_by_step = directions.edit_codes(directions.edit_codes(codes, first, fidelity), second)
+    torch.testing.assert_close(directions.edit_codes(codes, both, fidelity), step_by_step, rtol=1e-5, atol=1e-5)
+
+
+def test_fidelity_goes_from_w_alone_to_the_codes_exactly():
+    directions, codes = random_set(), random_codes()
+    w = codes[:, :1].expand_as(codes)
+    assert torch.equal(directions.edit_codes(codes, {}, 0), w)
+    assert torch.equal(directions.edit_codes(codes, {}, 1), codes)
+    torch.testing.assert_close(directions.edit_codes(codes, {}, 0.25), w + 0.25 * (codes - w))
+
+
+def test_layers_without_a_vector_stay_as_they_are():
+    vectors = torch.zeros(LAYERS, WIDTH)
+    vectors[2:4] = 1
+    direction = Direction("Smile", "Face", -3, 3, vectors)
+    assert direction.layers == [2, 3]
+    moved = DirectionSet({"smile": direction}).edit_codes(random_codes(), {"smile": 2}) - random_codes()
+    torch.testing.assert_close(moved, (2 * vectors).expand_as(moved))
+
+
+def test_a_direction_does_not_share_memory_with_its_maker():
+    vectors = torch.ones(LAYERS, WIDTH)
+    direction = Direction("Smile", "Face", -3, 3, vectors)
+    vectors.zero_()
+    assert direction.vectors.eq(1).all()
+
+
+@pytest.mark.parametrize(
+    ("strengths", "fidelity", "sentence"),
+    [
+        ({"smlie": 1}, 1, "This model has no direction 'smlie'; choose one of smile, pose, light, age."),
+        ({"smile": float("nan")}, 1, "The strength of 'smile' cannot be nan; give a number from -3 to 3."),
+        ({"smile": float("inf")}, 1, "The strength of 'smile' cannot be inf; give a number from -3 to 3."),
+        ({"smile": 9.1}, 1, "The strength of 'smile' cannot be 9.1; give a number from -3 to 3."),
+        ({"smile": None}, 1, "The strength of 'smile' cannot be None; give a number from -3 to 3."),
+        ({}, 1.5, "Fidelity cannot be 1.5; give a number from 0 (editable) to 1 (faithful)."),
+        ({}, float("nan"), "Fidelity cannot be nan; give a number from 0 (editable) to 1 (faithful)."),
+    ],
+)
+def test_impossible_edits_are_refused_with_a_sentence(strengths, fidelity, sentence):
+    with pytest.raises(DirectionError) as refusal:
+        random_set().edit_codes(random_codes(), strengths, fidelity)
+    assert str(refusal.value) == sentence
+
+
+def test_directions_of_another_model_are_refused():
+    with pytest.raises(DirectionError, match="made for 6 layers of width 4, but this model has 18 of width 512"):
+        random_set().check_fits(18, 512)
+    with pytest.raises(DirectionError, match="use directions made for this model"):
+        random_set().edit_codes(torch.zeros(1, LAYERS, WIDTH + 1), {"smile": 1})
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "vectors", "words"),
+    [
+        (1, 3, torch.ones(6, 4), "must enclose 0"),
+        (0, 0, torch.ones(6, 4), "must enclose 0"),
+        (-1, float("nan"), torch.ones(6, 4), "must enclose 0"),
+        (-1, 1, torch.ones(4), "of shape"),
+        (-1, 1, torch.full((6, 4), float("inf")), "finite"),
+    ],
+)
+def test_numbers_that_make_no_slider_are_refused(low, high, vectors, words):
+    with pytest.raises(DirectionError, match=words):
+        Direction("Smile", "Face", low, high, vectors)
+
+
+def test_names_can_be_typed_in_a_shell():
+    with pytest.raises(DirectionError, match="cannot name a direction"):
+        DirectionSet({"big smile=": random_set()["smile"]})
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.sampled_from(NAMES), unique=True),
+    st.text(st.characters(codec="utf-8"), max_size=20),
+    st.floats(-50, 0),
+    st.floats(0.5, 50),
+    st.integers(0, 2**32),
+)
+def test_what_is_saved_is_what_is_loaded(tmp_path_factory, names, label, low, high, seed):
+    vectors = torch.randn(LAYERS, WIDTH, generator=torch.Generator().manual_seed(seed))
+    made = Direction(label, "Grüppe", low, high, vectors, {"slope": 1.5, "unit": "σ"}, "us", "MIT")
+    folder = tmp_path_factory.mktemp("set")
+    DirectionSet(dict.fromkeys(names, made)).save(folder)
+    loaded = DirectionSet.load(folder)
+    assert list(loaded) == names
+    for direction in loaded.values():
+        assert torch.equal(direction.vectors, vectors)
+        for attribute in ("label", "group", "low", "high", "measured", "source", "licence"):
+            assert getattr(direction, attribute) == getattr(made, attribute)
+
+
+def break_file(folder, how):
+    readable = folder / "directions.json"
+    entries = json.loads(readable.read_text())
+    if how == "missing":
+        (folder / "directions.safetensors").unlink()
+    elif how == "garbled":
+        (folder / "directions.safetensors").write_bytes(b"no tensors")
+    elif how == "not json":
+        readable.write_text("{")
+    elif how == "a list":
+        readable.write_text("[1, 2]")
+    else:
+        if how == "unknown":
+            entries["wink"] = entries["smile"]
+        elif how == "no label":
+            del entries["smile"]["label"]
+        elif how == "no entry":
+            entries["smile"] = None
+        else:
+            entries["smile"]["range"] = "wide"
+        readable.write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize(
+    "how", ["missing", "garbled", "not json", "a list", "unknown", "no label", "no entry", "no range"]
+)
+def test_malformed_files_are_one_sentence(tmp_path, how):
+    random_set().save(tmp_path)
+    break_file(tmp_path, how)
+    with pytest.raises(DirectionError, match=r"^The directions in .* cannot be read \(.+\); restore directions.json"):
+        DirectionSet.load(tmp_path)
+
+
+def test_published_interfacegan_directions_are_added_to_every_layer(shared):
+    directions = published_directions("ffhq", 18, shared / "directions")
+    age = torch.load(shared / "directions" / "age.pt", weights_only=True)  # [1, 512]
+    pose = torch.load(shared / "directions" / "pose.pt", map_location="cpu", weights_only=True)  # [1, 18, 512]
+    codes = torch.randn(1, 18, 512)
+    torch.testing.assert_close(directions.edit_codes(codes, {"age": -3}), codes - 3 * age)
+    torch.testing.assert_close(directions.edit_codes(codes, {"pose": 2}), codes + 2 * pose)
+    assert (directions["age"].low, directions["age"].high) == (-5, 5)
+    assert "MIT" in directions["age"].licence
+
+
+@pytest.mark.parametrize(
+    ("domain", "layers", "name", "strength", "component", "published", "first", "last"),
+    [
+        ("ffhq", 18, "eye_openness", -20, 54, 20, 7, 8),  # published +20 closes the eyes
+        ("ffhq", 18, "lipstick", 20, 34, 20, 10, 11),
+        ("ffhq", 18, "white_hair", 24, 57, -24, 7, 10),
+        ("ffhq", 18, "show_front_teeth", 40, 59, 40, 4, 5),
+        ("cars", 16, "viewpoint", -2, 0, -2, 0, 5),
+        ("cars", 16, "color", 8, 22, -8, 9, 11),
+    ],
+)
+def test_ganspace_edits_are_relative_to_the_photo(
+    shared, domain, layers, name, strength, component, published, first, last
+):
+    directions = published_directions(domain, layers, shared / "directions")
+    pca = torch.load(shared / "directions" / f"{domain}_pca.pt", weights_only=True)
+    expected = torch.zeros(layers, 512)
+    expected[first:last] = published * pca["std"][component] * pca["comp"][component]
+    assert strength in (directions[name].low, directions[name].high)
+    moved = directions.edit_codes(torch.zeros(1, layers, 512), {name: strength})
+    torch.testing.assert_close(moved[0], expected)
+
+
+def test_every_published_edit_is_there_with_a_digest(shared):
+    table = tomllib.loads(PUBLISHED.read_text())
+    assert len(published_directions("ffhq", 18, shared / "directions")) == 27
+    assert list(published_directions("cars", 16, shared / "directions")) == ["viewpoint", "cube", "color", "grass"]
+    for name, published in table["files"].items():
+        assert published["url"].endswith(name) and "/99ea50578695d2e8a1cf7259d8ee89b23eea942b/" in published["url"]
+        assert len(published["sha256"]) == 64
+
+
+def test_published_directions_refuse_a_model_with_too_few_layers(shared):
+    with pytest.raises(DirectionError, match="but this model has"):
+        published_directions("ffhq", 8, shared / "directions")
+
+
+def test_offline_is_one_sentence_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=r"age\.pt could not be fetched .* put the file from https://raw\.github"):
+        published_directions("ffhq", 18, tmp_path)
+
+
+def test_a_damaged_file_is_not_read_but_fetched_again(tmp_path, shared, monkeypatch):
+    for file in (shared / "directions").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "age.pt").write_bytes(b"half")
+    served = shared / "directions" / "age.pt"
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: served.open("rb"))
+    published_directions("ffhq", 18, tmp_path)
+    assert (tmp_path / "age.pt").read_bytes() == served.read_bytes()
+    (tmp_path / "age.pt").unlink()
+    served = shared / "directions" / "smile.pt"
+    with pytest.raises(DownloadError, match="is not the published file"):
+        published_directions("ffhq", 18, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cars_pca.pt", "ffhq_pca.pt", "pose.pt", "smile.pt"]
+
+
+def a_model(name="", folder=None, num_layers=LAYERS, latent_dim=WIDTH):
+    return SimpleNamespace(name=name, folder=folder, num_layers=num_layers, latent_dim=latent_dim)
+
+
+def test_a_models_own_directions_come_first(tmp_path, shared, monkeypatch):
+    monkeypatch.setenv("E4E_DIRECTIONS", str(shared / "directions"))
+    random_set().save(tmp_path)
+    assert list(directions_for(a_model("ffhq", tmp_path))) == list(random_set())
+    assert "white_hair" in directions_for(a_model("ffhq", None, 18, 512))
+    assert "grass" in directions_for(a_model("cars", tmp_path / "converted", 16, 512))
+    assert not directions_for(a_model("my own"))
+    with pytest.raises(DirectionError, match="use directions made for this model"):
+        directions_for(a_model("ffhq", tmp_path, 18, 512))
