@@ -8,7 +8,6 @@ import io
 import logging
 import math
 import os
-import socket
 import sys
 import tempfile
 import threading

@@ -21,7 +21,7 @@ RETRY_PIXELS = 2**22  # for small faces, only when the first look finds nothing
 RUNG = 5 / 6  # dlib's detector searches an image pyramid with this ratio
 WINDOW = 80  # px, the side of dlib's detection window: smaller faces are not found
 LARGEST_FACE = 640  # px, landmarks of larger faces are read off a reduced copy
-LARGEST_ROLL = 12  # degrees, landmarks of faces tilted further are read again off a copy that stands upright
+LARGEST_ROLL = 12  # degrees, landmarks of faces tilted further are read again, off a copy that stands upright
 CONFIDENT = 0.4  # from this score on, nothing further is tried
 TILTS = (30, -30, 90, -90, 180)  # degrees; one copy covers about 25° to either side
 
@@ -50,6 +50,7 @@ class _View:
     pixels: np.ndarray  # uint8 [h, w, 3]
     view_to_photo: np.ndarray  # float64 [3, 3]
     angle: float  # degrees the copy is turned counterclockwise
+    doublings: int  # how often dlib itself shall enlarge it: its own doubling moves boxes by a pixel, as in FFHQ's
 
 
 def find_faces(photo: Image.Image) -> list[Face]:
@@ -84,6 +85,8 @@ def _view(photo: Image.Image, pixels: int, enlarge: float, border: float = 0.0, 
     area = photo.width * photo.height * (1 + 2 * border) ** 2
     steps = math.ceil(math.log(math.sqrt(pixels / area) / 2, RUNG) - 1e-9)
     scale = min(2 * RUNG**steps, enlarge)
+    doublings = max(int(math.log2(scale)), 0)
+    scale /= 2**doublings
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     copy = photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     to_photo = np.diag([photo.width / size[0], photo.height / size[1], 1.0]) @ _shift(0.5, 0.5)
@@ -96,12 +99,12 @@ def _view(photo: Image.Image, pixels: int, enlarge: float, border: float = 0.0, 
         middle_to_copy = _shift((copy.width - 1) / 2, (copy.height - 1) / 2) @ _turn(angle)
         to_photo = to_photo @ middle_to_copy @ _shift(-(turned.width - 1) / 2, -(turned.height - 1) / 2)
         copy = turned
-    return _View(np.asarray(copy), _shift(-0.5, -0.5) @ to_photo, angle)
+    return _View(np.asarray(copy), _shift(-0.5, -0.5) @ to_photo, angle, doublings)
 
 
 def _search(photo: Image.Image, view: _View) -> list[Face]:
     with _lock:
-        boxes, scores, _ = _detector().run(view.pixels, 0, 0.0)
+        boxes, scores, _ = _detector().run(view.pixels, view.doublings, 0.0)
     scale = math.sqrt(abs(np.linalg.det(view.view_to_photo)))
     faces = []
     for box, score in zip(boxes, scores, strict=True):
@@ -110,9 +113,12 @@ def _search(photo: Image.Image, view: _View) -> list[Face]:
         left, top = centre - side / 2
         square = (float(left), float(top), float(left + side), float(top + side))
         landmarks = _read_landmarks(photo, centre, side, view.angle)
-        roll = (_roll(landmarks) + 180 - view.angle) % 360 - 180  # as the detector saw it
-        if abs(roll) > LARGEST_ROLL:
-            landmarks = _read_landmarks(photo, centre, side, view.angle + roll)
+        angle = view.angle
+        for _ in range(3):  # a tilted face's first reading, and so its roll, can be far off
+            roll = _roll(landmarks)
+            if abs((roll - angle + 180) % 360 - 180) <= LARGEST_ROLL:
+                break
+            landmarks, angle = _read_landmarks(photo, centre, side, roll), roll
         faces.append(Face(landmarks, square, float(score)))
     return faces
 

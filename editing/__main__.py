@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--paste", action="store_true", help="put the face back into the whole photo")
     command.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-    command.add_argument("--model", help="name from checkpoints/registry.toml, a .pt or a folder; default: demo")
+    command.add_argument(
+        "--model", help="name from checkpoints/registry.toml, a .pt file or a folder; default: E4E_MODEL or demo"
+    )
     command.add_argument("--face", type=int, default=0, metavar="N", help="which face, 0 is the clearest (default)")
     command.add_argument("--fidelity", type=float, default=1.0, help="0 most editable … 1 most faithful (default)")
     command.add_argument("--list", action="store_true", help="print the model's directions and their ranges, and stop")
@@ -59,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error("no photo given; name a photo or a folder of photos, or use --list")
     strengths = dict(options.edit)
 
-    from e4e_core import load_model  # after --help and mistyped options, which need no torch
+    from e4e_core.checkpoints import default_model_name, load_model  # after --help and typing errors: torch is slow
     from editing import Editor
 
     try:
-        editor = Editor(load_model(options.model or "demo"))
+        editor = Editor(load_model(options.model or default_model_name()))
         if editor.notice:
             print(editor.notice, file=sys.stderr)
         if options.list:

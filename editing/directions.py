@@ -25,6 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from e4e_core.checkpoints import cache_folder, registry
+from e4e_core.downloads import is_reachable
 from errors import DirectionError, DownloadError
 
 if sys.version_info >= (3, 11):
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 REACH = 3.0  # strengths up to this multiple of a direction's range are computed, larger ones are refused
 PUBLISHED = Path(__file__).resolve().parents[1] / "checkpoints" / "directions.toml"
-TIMEOUT = 3.0  # seconds; a direction must never hold up the page for longer
+TIMEOUT = 5.0  # seconds without an answer from a network that is there
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +152,9 @@ class DirectionSet(Mapping[str, Direction]):
         """Write `directions.safetensors` (name -> float32 [L, D]) and `directions.json` (everything readable)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: direction.vectors for name, direction in self.items()}, folder / "directions.safetensors")
+        # Copies, because safetensors refuses memory that two names share.
+        tensors = {name: direction.vectors.clone() for name, direction in self.items()}
+        save_file(tensors, folder / "directions.safetensors")
         readable = {
             name: {
                 "label": direction.label,
@@ -163,7 +167,7 @@ class DirectionSet(Mapping[str, Direction]):
             }
             for name, direction in self.items()
         }
-        text = json.dumps(readable, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(readable, indent=2, ensure_ascii=False, default=float)  # NumPy's numbers are not JSON's
         (folder / "directions.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -195,9 +199,7 @@ def directions_for(model: "E4E") -> DirectionSet:
 
     Raises: DirectionError if they do not fit the model or cannot be read; DownloadError if they cannot be fetched.
     """
-    from e4e_core.checkpoints import registry
-
-    if model.folder is not None and (model.folder / "directions.json").exists():
+    if model.folder is not None and any(model.folder.glob("directions.*")):
         directions = DirectionSet.load(model.folder)
     elif name := registry().get(model.name, {}).get("directions"):
         directions = published_directions(name, model.num_layers)
@@ -218,7 +220,7 @@ def published_directions(domain: str, num_layers: int, folder: Path | None = Non
     files = table.pop("files")
     if domain not in table:
         raise DirectionError(f"No directions are published for {domain!r}; choose one of {', '.join(table)}.")
-    folder = folder or cache_folder()
+    folder = folder or cache_folder() / "directions"
     loaded = {name: _fetch(folder / name, files[name]) for name in sorted({entry["file"] for entry in table[domain]})}
     directions = {}
     for entry in table[domain]:
@@ -256,16 +258,10 @@ def _vectors(entry: Mapping[str, Any], content: Any, num_layers: int) -> Tensor:
     return vectors
 
 
-def cache_folder() -> Path:
-    """Where downloaded direction files are kept; `E4E_DIRECTIONS` names another folder."""
-    named = os.environ.get("E4E_DIRECTIONS")
-    return Path(named) if named else Path.home() / ".cache" / "e4e" / "directions"
-
-
 def _fetch(path: Path, published: Mapping[str, str]) -> Any:
     """The tensors of a published file, from `path` if it is there intact, else downloaded and kept there.
 
-    Raises: DownloadError without a network (within about TIMEOUT) and if what came is not the published file.
+    Raises: DownloadError without a network, within a second, and if what came is not the published file.
     """
     data = path.read_bytes() if path.exists() else b""
     if hashlib.sha256(data).hexdigest() != published["sha256"]:
@@ -281,8 +277,8 @@ def _fetch(path: Path, published: Mapping[str, str]) -> Any:
 def _download(path: Path, published: Mapping[str, str]) -> bytes:
     """The published file's bytes, their digest checked."""
     try:
-        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-            raise OSError("HF_HUB_OFFLINE is set")
+        if not is_reachable(published["url"]):
+            raise OSError("no network")
         with urllib.request.urlopen(published["url"], timeout=TIMEOUT) as response:
             data = response.read()
     except (OSError, http.client.HTTPException) as error:

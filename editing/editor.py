@@ -106,28 +106,24 @@ class Editor:
         return alignment.paste_back(session.photo, picture, session.crop)
 
     def _encode(self, photo: Image.Image, faces: tuple[Face, ...], face: int) -> Session:
-        count = max(len(faces), 1)
-        if not 0 <= face < count:
-            found = "one face, number 0" if count == 1 else f"{count} faces, numbers 0 to {count - 1}"
-            raise PhotoError(f"There is no face {face} in this photo; it has {found}.")
+        if not faces and face:
+            raise PhotoError("This model edits the whole picture, not faces; leave the face at 0.")
+        if faces and not 0 <= face < len(faces):
+            numbers = f"{len(faces)} faces, numbers 0 to {len(faces) - 1}" if len(faces) > 1 else "one face, number 0"
+            raise PhotoError(f"There is no face {face} in this photo; it has {numbers}.")
         side = self.model.input_size
         if faces:
             picture, crop = alignment.align(photo, faces[face], size=side, template=self.model.template)
         else:
-            picture, crop = _centre_crop(photo, side, self.model.aspect)
+            picture, crop = alignment.centre_crop(photo, side, self.model.aspect)
         with torch.no_grad():
             codes = self.model.invert(to_tensor(picture))  # [1, L, D]
         return Session(photo, faces, face, crop, picture, codes.cpu())
 
 
 def _content(image: Tensor, aspect: tuple[int, int]) -> Tensor:
-    """[n, 3, R, R] -> the centred part with the ratio `aspect`: cars fill rows 64 … 448 of 512."""
+    """[n, 3, R, R] -> its largest centred part of the ratio `aspect`: cars fill rows 64 … 448 of 512."""
     side = image.shape[-1]
-    width, height = _content_size(side, aspect)
+    width, height = side * aspect[0] // max(aspect), side * aspect[1] // max(aspect)
     left, top = (side - width) // 2, (side - height) // 2
     return image[..., top : top + height, left : left + width]
-
-
-def _content_size(side: int, aspect: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of the largest rectangle with the ratio `aspect` in a square."""
-    return side * aspect[0] // max(aspect), side * aspect[1] // max(aspect)

@@ -47,9 +47,7 @@ class Bottleneck(nn.Module):
 
 def input_layer(channels: int) -> nn.Sequential:
     """The stem: RGB [n, 3, h, w] -> [n, channels, h, w]."""
-    return nn.Sequential(
-        nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.PReLU(channels)
-    )
+    return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.PReLU(channels))
 
 
 def body(stem: int, stages: tuple[int, ...], blocks: tuple[int, ...]) -> nn.Sequential:

@@ -1,6 +1,8 @@
 """The StyleGAN2 generator (Karras et al. 2020) with skip connections, for any resolution from 32 to 1024."""
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -27,6 +29,19 @@ class GeneratorConfig:
             raise ValueError(f"resolution must be a power of two from 32 to 1024, not {self.resolution}")
         if len(self.channels) != levels:
             raise ValueError(f"{self.resolution} pixels need {levels} channel widths, not {len(self.channels)}")
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> "GeneratorConfig":
+        """The shape of a generator with these tensors. Raises KeyError if they are not a generator's."""
+        mapping_layers = sum(re.fullmatch(r"style\.\d+\.weight", key) is not None for key in state)
+        levels = sum(re.fullmatch(r"to_rgbs\.\d+\.bias", key) is not None for key in state)
+        to_rgbs = ["to_rgb1", *(f"to_rgbs.{level}" for level in range(levels))]
+        return cls(
+            resolution=4 * 2**levels,
+            latent_dim=state["style.1.weight"].shape[1],
+            mapping_layers=mapping_layers,
+            channels=tuple(state[f"{name}.conv.weight"].shape[2] for name in to_rgbs),
+        )
 
     @property
     def num_layers(self) -> int:

@@ -4,14 +4,16 @@ import sys
 
 import tyro
 
+from e4e_core.training.encoder import EncoderTraining, train_encoder
 from e4e_core.training.generator import GeneratorTraining, train_generator
 from errors import E4EError
 
 
 def main() -> None:
-    config = tyro.extras.subcommand_cli_from_dict({"generator": GeneratorTraining})
+    config = tyro.extras.subcommand_cli_from_dict({"generator": GeneratorTraining, "encoder": EncoderTraining})
     try:
-        train_generator(config)
+        written = train_encoder(config) if isinstance(config, EncoderTraining) else train_generator(config)
+        print(f"Written to {written}.")
     except E4EError as error:
         sys.exit(str(error))
 

@@ -19,11 +19,12 @@ PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 class Pictures(Dataset):
     """All pictures below a folder or inside a zip file, sorted by name, as float32 [3, size, size] in [-1, 1].
 
-    With `mirror`, item i + n is picture i mirrored left to right, and there are 2n items.
+    With `mirror`, item i + n is picture i mirrored left to right, and there are 2n items. The last `holdout`
+    pictures are left out, to be measured on.
     Raises TrainingError when there is no picture, or when one cannot be read.
     """
 
-    def __init__(self, path: str | Path, size: int, mirror: bool = False):
+    def __init__(self, path: str | Path, size: int, mirror: bool = False, holdout: int = 0):
         self.path = Path(path)
         self.size = size
         self.mirror = mirror
@@ -35,8 +36,9 @@ class Pictures(Dataset):
         else:
             raise TrainingError(f"{self.path} is neither a folder nor a zip file of pictures; check --data.")
         self.names = sorted(name for name in found if Path(name).suffix.lower() in PICTURE_SUFFIXES)
+        self.names = self.names[: len(self.names) - holdout]
         if not self.names:
-            raise TrainingError(f"There are no pictures in {self.path}; png, jpg, webp, bmp and tif files are read.")
+            raise TrainingError(f"{self.path} holds too few pictures; add png, jpg, webp, bmp or tif files.")
 
     def __len__(self) -> int:
         return len(self.names) * (2 if self.mirror else 1)
@@ -79,4 +81,5 @@ class EndlessOrder(Sampler[int]):
 def endless_batches(pictures: Pictures, batch: int, seed: int, start: int, workers: int) -> Iterator[Tensor]:
     """float32 [batch, 3, size, size] without end, continuing after `start` pictures of the order that `seed` gives."""
     order = EndlessOrder(len(pictures), seed, start)
-    return iter(DataLoader(pictures, batch_size=batch, sampler=order, num_workers=workers))
+    own_random = torch.Generator()  # the loader must not draw from torch's, whose state a resumed run restores
+    return iter(DataLoader(pictures, batch_size=batch, sampler=order, num_workers=workers, generator=own_random))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from e4e_core.checkpoints import save_model
 from e4e_core.images import to_sheet
 from e4e_core.models.discriminators import Discriminator, LatentDiscriminator
 from e4e_core.models.e4e import E4E
@@ -38,7 +39,7 @@ class EncoderTraining:
     """Side of the encoder's input in pixels."""
     stem: int = 32
     """Width of the trunk's first layer."""
-    widths: tuple[int, ...] = (48, 96, 160, 256)
+    stages: tuple[int, ...] = (48, 96, 160, 256)
     """Widths of the trunk's four stages."""
     blocks: tuple[int, ...] = (2, 2, 3, 2)
     """Residual blocks in each stage."""
@@ -68,9 +69,13 @@ class EncoderTraining:
     """Real pictures until the first offset is added to w."""
     progressive_every: int = 2_500
     """Real pictures from one offset to the next."""
+    template: tuple[float, float] = (0.42, 0.62)
+    """(centre, scale) by which the pictures were cropped around their faces, see `alignment.align`."""
     device: str = "cpu"
     workers: int = 1
     save_every: int = 8_000
+    holdout: int = 500
+    """Pictures at the end of the data that are never shown, to be measured on."""
     seed: int = 0
 
 
@@ -104,14 +109,17 @@ class CodePool:
 
 
 def active_deltas(config: EncoderTraining, images: int, num_layers: int) -> int:
-    """How many offsets are added to w after `images` pictures: none at first, in the end one per layer but the first."""
+    """How many offsets are added to w after `images` pictures: none at first, in the end one per layer after w's."""
     if images < config.progressive_start:
         return 0
     return min(num_layers - 1, 1 + (images - config.progressive_start) // config.progressive_every)
 
 
 def train_encoder(config: EncoderTraining) -> Path:
-    """Run or continue the training; returns the saved state. Raises TrainingError for unusable data or states."""
+    """Run or continue the training; returns the folder with the model for `load_model`.
+
+    Raises TrainingError for unusable data or states.
+    """
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
@@ -122,14 +130,14 @@ def train_encoder(config: EncoderTraining) -> Path:
         EncoderConfig(
             input_size=config.input_size,
             stem=config.stem,
-            widths=config.widths,
+            stages=config.stages,
             blocks=config.blocks,
             pyramid=config.pyramid,
             latent_dim=dim,
             num_layers=layers,
         )
     ).to(device, memory_format=torch.channels_last)
-    center = generator.mean_latent()  # [D]
+    model = E4E(encoder, generator, generator.mean_latent(), name=config.out.name, template=config.template).to(device)
     latent_critic = LatentDiscriminator(dim).to(device)
     optimizer = torch.optim.AdamW(encoder.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     steps = config.images // config.batch
@@ -147,7 +155,7 @@ def train_encoder(config: EncoderTraining) -> Path:
     }
     run = Run(config.out, config, parts)
     run.resume()
-    pictures = Pictures(config.data, generator.config.resolution, mirror=True)
+    pictures = Pictures(config.data, generator.config.resolution, mirror=True, holdout=config.holdout)
     batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers)
 
     bar = tqdm(total=config.images, initial=progress.images, unit="img", smoothing=0.05)
@@ -158,11 +166,10 @@ def train_encoder(config: EncoderTraining) -> Path:
         reals = next(batches).to(device, memory_format=torch.channels_last)  # [n, 3, R, R]
         with torch.no_grad():
             known = generator.map(torch.randn(config.synthetic, dim, device=device))  # [m, D]
-            made = generator(known[:, None].expand(-1, layers, -1), random_noise=True)
+            made = model.synthesize(known[:, None].expand(-1, layers, -1))
         inputs = resize(torch.cat([reals, made]), config.input_size)
-        codes, synthetic_codes = (encoder(inputs) + center).split([config.batch, config.synthetic])
-
-        images = generator(codes, random_noise=True)
+        codes, synthetic_codes = model.invert(inputs).split([config.batch, config.synthetic])  # [n, L, D], [m, L, D]
+        images = model.synthesize(codes)
         terms = {
             "l2": config.l2 * F.mse_loss(images, reals),
             "perc": config.perceptual * perceptual(images, reals),
@@ -189,10 +196,11 @@ def train_encoder(config: EncoderTraining) -> Path:
         bar.set_postfix({"deltas": encoder.num_deltas} | {name: f"{term.item():.3f}" for name, term in terms.items()})
         if progress.images % config.save_every < config.batch or progress.images >= config.images:
             run.save()
+            save_model(model, run.folder / "model")
             sheet = torch.stack([reals, images.detach()], 1).flatten(0, 1)  # each picture, then its inversion
             to_sheet(sheet, columns=8).save(run.folder / f"inversions_{progress.images:07d}.png")
     bar.close()
-    return run.file
+    return run.folder / "model"
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from e4e_core.images import to_sheet
 from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
+from e4e_core.training.augment import Augment
 from e4e_core.training.data import Pictures, endless_batches
 from e4e_core.training.losses import discriminator_loss, gradient_penalty, non_saturating
 from e4e_core.training.run import Progress, Run, load_state
@@ -41,6 +42,8 @@ class GeneratorTraining:
     """Steps between gradient penalties."""
     mixing: float = 0.9
     """Share of pictures whose layers come from two latent codes."""
+    augment: float = 0.0
+    """Target of the adaptive augmentation, for sets of a few thousand pictures and less: 0.6 is usual, 0 is off."""
     ema_images: float = 10_000
     """Half-life of the averaged generator, in pictures."""
     grow_from: Path | None = None
@@ -70,7 +73,7 @@ def train_generator(config: GeneratorTraining) -> Path:
     g_optimizer = torch.optim.Adam(generator.parameters(), config.learning_rate, betas=(0.0, 0.99))
     lazy = config.r1_every / (config.r1_every + 1)  # Karras et al. 2020, appendix B: rates for lazy regularisation
     d_optimizer = torch.optim.Adam(discriminator.parameters(), config.learning_rate * lazy, betas=(0.0, 0.99**lazy))
-    progress = Progress()
+    augment, progress = Augment(config.augment), Progress()
     run = Run(
         config.out,
         config,
@@ -80,6 +83,7 @@ def train_generator(config: GeneratorTraining) -> Path:
             "g_ema": average,
             "g_optim": g_optimizer,
             "d_optim": d_optimizer,
+            "augment": augment,
             "progress": progress,
         },
     )
@@ -94,16 +98,18 @@ def train_generator(config: GeneratorTraining) -> Path:
         reals = next(batches).to(device, memory_format=torch.channels_last)
         with autocast:
             fakes = generator(draw_codes(generator, config.batch, config.mixing), random_noise=True)
-            d_loss = discriminator_loss(discriminator(reals), discriminator(fakes.detach()))
+            real_logits = discriminator(augment(reals))
+            d_loss = discriminator_loss(real_logits, discriminator(augment(fakes.detach())))
         d_optimizer.zero_grad(set_to_none=True)
         d_loss.backward()
         if step % config.r1_every == 0:
-            (config.r1 / 2 * config.r1_every * gradient_penalty(discriminator, reals)).backward()
+            (config.r1 / 2 * config.r1_every * gradient_penalty(discriminator, augment(reals))).backward()
         d_optimizer.step()
+        augment.adjust(real_logits)
 
         discriminator.requires_grad_(False)
         with autocast:
-            g_loss = non_saturating(discriminator(fakes))
+            g_loss = non_saturating(discriminator(augment(fakes)))
         g_optimizer.zero_grad(set_to_none=True)
         g_loss.backward()
         g_optimizer.step()

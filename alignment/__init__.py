@@ -1,0 +1,20 @@
+"""Faces in photos: find them, cut them out the way FFHQ was cut, and put edited ones back."""
+
+from errors import NoFaceError, PhotoError
+
+from .crop import Crop, align, centre_crop
+from .landmarks import Face, find_faces
+from .paste import paste_back
+from .photos import open_photo
+
+__all__ = [
+    "Crop",
+    "Face",
+    "NoFaceError",
+    "PhotoError",
+    "align",
+    "centre_crop",
+    "find_faces",
+    "open_photo",
+    "paste_back",
+]

@@ -1,0 +1,130 @@
+"""Putting an edited crop back into its photo: feathered towards the photo, its border matched in colour."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from .crop import Crop
+from .photos import open_photo
+
+ROUND = 3  # the mask's outline is |x|³ + |y|³ = 1: between a circle and the crop's square
+GRID = 256  # side of the coarse grid over the crop on which the mask and the colours are worked out
+FEATHER = 0.28  # depth at which the picture covers the photo fully; depths are parts of the crop's half side
+REACH = 0.8  # depth at which the colour correction has faded out
+SMOOTH = 0.05  # standard deviation of the colour correction, as a part of the crop's side
+LARGEST_CORRECTION = 60.0  # of 255: a larger mismatch is another content, not another colour
+
+
+def paste_back(photo: Image.Image, picture: Image.Image, crop: Crop) -> Image.Image:
+    """Put an edited crop into the photo it was cut from.
+
+    photo: the photo `align` got, any size. picture: the edited crop, of any size. crop: from `align`.
+    Returns an RGB picture of the photo's size. The middle of the crop is the picture's as it is; towards the crop's
+    border it fades into the photo, with its colours drawn to the photo's there. Photo pixels outside the
+    crop are bit-identical, and only those around it cost time. Raises PhotoError for a damaged picture.
+    """
+    photo, picture = open_photo(photo), open_photo(picture)
+    result = photo.copy()
+    left, top = (max(int(np.floor(v)), 0) for v in crop.quad.min(axis=0))
+    right, bottom = (min(int(np.ceil(v)) + 1, n) for v, n in zip(crop.quad.max(axis=0), photo.size, strict=True))
+    if left >= right or top >= bottom:
+        return result
+    part = np.asarray(photo.crop((left, top, right, bottom))).astype(np.float32)  # [h, w, 3]
+    to_part = np.array([[1.0, 0, -left], [0, 1.0, -top], [0, 0, 1]])
+    grid = replace(crop, crop_to_photo=to_part @ crop.crop_to_photo).resized((GRID, GRID))  # from here, photo = part
+    depth = _depth(crop, photo.size)
+    alpha = _smoothstep(depth / FEATHER)
+
+    picture = _shrink(picture, crop)
+    pixels = np.asarray(picture) + cv2.resize(_correction(part, picture, grid, depth, alpha), picture.size)
+    new = _lay(pixels, grid, part, cv2.INTER_CUBIC, cv2.BORDER_REPLICATE).clip(0, 255)
+    alpha = _lay(alpha, grid, part, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE) * _inside(crop.quad - (left, top), part)
+    part += alpha[..., None] * (new - part)
+    result.paste(Image.fromarray(np.rint(part).astype(np.uint8)), (left, top))
+    return result
+
+
+def _depth(crop: Crop, photo_size: tuple[int, int]) -> np.ndarray:
+    """float32 [GRID, GRID]: 0 on a rounded square inscribed in the crop, 1 in its middle, negative in its corners.
+
+    Where the crop is wide enough to hold it, the outline of the head takes the square's place: background, neck and
+    clothes stay the photo's. Sides that lie on or beyond the photo's edge have no seam; towards them the depth does not fall.
+    """
+    last = np.array(photo_size) - 0.5
+    open_side = []
+    for a, b in zip(crop.quad, np.roll(crop.quad, -1, axis=0), strict=True):  # top, right, bottom, left
+        ends = np.stack([a, b])
+        open_side.append(bool(((ends <= -0.5 + 1e-6).all(axis=0) | (ends >= last - 1e-6).all(axis=0)).any()))
+    axis = (np.arange(GRID, dtype=np.float32) + 0.5) / GRID * 2 - 1
+    x = np.where(axis < 0, -axis * (not open_side[3]), axis * (not open_side[1]))
+    y = np.where(axis < 0, -axis * (not open_side[0]), axis * (not open_side[2]))
+    depth = 1 - (x[None, :] ** ROUND + y[:, None] ** ROUND) ** (1 / ROUND)
+    return depth if crop.landmarks is None else np.minimum(depth, _depth_in_head(crop))
+
+
+def _depth_in_head(crop: Crop) -> np.ndarray:
+    """float32 [GRID, GRID]: how deep in an ellipse around the head with its hair, FEATHER / 2 on the ellipse itself."""
+    to_grid = crop.resized((GRID, GRID)).photo_to_crop
+    points = np.c_[crop.landmarks, np.ones(len(crop.landmarks))] @ to_grid[:2].T  # [68, 2]
+    jaw, chin, brow = points[16] - points[0], points[8], points[17:27].mean(axis=0)
+    up = brow - chin
+    height = np.hypot(*up)
+    up /= height
+    # In units of the face from chin to brow, hair reaches 1.15 above the brow; jaw and ears take 1.6 widths of the jaw.
+    middle = (chin + brow) / 2 + up * height * (1.15 - 0.2) / 2
+    middle += ((points[0] + points[16]) / 2 - middle) @ (up[1], -up[0]) * np.array([up[1], -up[0]])
+    half = np.array([0.8 * np.hypot(*jaw), height * (1 + 1.15 + 0.2) / 2])  # across, along
+    y, x = np.mgrid[:GRID, :GRID].astype(np.float32)
+    across = ((x - middle[0]) * -up[1] + (y - middle[1]) * up[0]) / half[0]
+    along = ((x - middle[0]) * up[0] + (y - middle[1]) * up[1]) / half[1]
+    return FEATHER / 2 + (1 - np.hypot(across, along)) * float(half.min()) / (GRID / 2)
+
+def _correction(part: np.ndarray, picture: Image.Image, grid: Crop, depth: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """float32 [GRID, GRID, 3], to be added to the picture: the photo's smoothed colours less the picture's, along the seam.
+
+    Taken where the two are mixed, spread by normalised convolution (Knutsson & Westin 1993), and faded out towards the
+    middle, so that an edit in the middle stays what it is.
+    """
+    matrix = grid.crop_to_photo[:2]
+    shrunk = cv2.GaussianBlur(part, (0, 0), max(grid.scale / 2, 0.3)) if grid.scale > 1 else part
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    there = cv2.warpAffine(shrunk, matrix, grid.size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    valid = cv2.warpAffine(np.ones(part.shape[:2], np.float32), matrix, grid.size, flags=flags)
+    here = np.asarray(picture.resize(grid.size, Image.Resampling.BILINEAR), dtype=np.float32)
+    mismatch = np.clip(there - here, -LARGEST_CORRECTION, LARGEST_CORRECTION)
+    weight = 4 * alpha * (1 - alpha) * (valid > 0.99) + 1e-6
+    sigma = SMOOTH * GRID
+    spread = cv2.GaussianBlur(mismatch * weight[..., None], (0, 0), sigma)
+    total = cv2.GaussianBlur(weight, (0, 0), sigma)
+    return spread / (total + 1e-4)[..., None] * (1 - _smoothstep((depth - FEATHER / 2) / (REACH - FEATHER / 2)))[..., None]
+
+
+def _shrink(picture: Image.Image, crop: Crop) -> Image.Image:
+    """The picture, reduced to the crop's size in the photo if it is larger, so that no pixel of it is skipped."""
+    scale = crop.resized(picture.size).scale
+    if scale >= 1:
+        return picture
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _lay(pixels: np.ndarray, grid: Crop, part: np.ndarray, interpolation: int, border: int) -> np.ndarray:
+    """Pixels over the whole crop, resampled to the part of the photo."""
+    matrix = grid.resized((pixels.shape[1], pixels.shape[0])).crop_to_photo[:2]
+    return cv2.warpAffine(pixels, matrix, (part.shape[1], part.shape[0]), flags=interpolation, borderMode=border)
+
+
+def _inside(quad: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """bool [h, w]: which pixel centres of the part lie inside the crop."""
+    y, x = np.ogrid[: part.shape[0], : part.shape[1]]
+    inside = np.ones(part.shape[:2], dtype=bool)
+    for (ax, ay), (bx, by) in zip(quad, np.roll(quad, -1, axis=0), strict=True):
+        inside &= (bx - ax) * (y - ay) - (by - ay) * (x - ax) >= 0
+    return inside
+
+
+def _smoothstep(x: np.ndarray) -> np.ndarray:
+    x = np.clip(x, 0, 1)
+    return x * x * (3 - 2 * x)

@@ -1,0 +1,242 @@
+"""Models on disk: the published .pt layout, and this project's folder of `model.safetensors` and `config.json`."""
+
+import argparse
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from e4e_core.models.e4e import DTYPES, E4E, FFHQ_TEMPLATE
+from e4e_core.models.encoder import Encoder, EncoderConfig
+from e4e_core.models.stylegan2 import Generator, GeneratorConfig
+from errors import ModelError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = 1
+PARTS = {"generator": GeneratorConfig, "encoder": EncoderConfig}
+ENCODER_KINDS = {"Encoder4Editing": "e4e", "GradualStyleEncoder": "psp", "SingleStyleCodeEncoder": "w"}
+FACE_DATA_SETS = ("ffhq", "celeb")  # how the published `dataset_type`s of faces begin
+REFUSED = re.compile(r"GLOBAL ([\w.]+)")  # how torch.load names what it will not import
+
+
+def read_published(path: Path, name: str) -> E4E:
+    """A checkpoint laid out as e4e's and pSp's authors publish theirs: `state_dict`, `latent_avg`, `opts`.
+
+    Nothing in the file is executed.
+
+    Raises: ModelError if it is broken, would need code to be run, or is not such a checkpoint.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # some files keep `opts` in one
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch.load raises whatever the bytes provoke
+        if isinstance(error, pickle.UnpicklingError):
+            refused = REFUSED.search(str(error))
+            reason = f"it asks for {refused[1]}" if refused else "it is no plain checkpoint"
+            raise ModelError(
+                f"{path} is refused because opening it could run code ({reason}); "
+                "use a file that holds tensors and plain settings only."
+            ) from error
+        raise ModelError(f"{path} cannot be read as a checkpoint; it may be incomplete, so fetch it again.") from error
+    try:
+        return from_published(content, name)
+    except ModelError as error:
+        raise ModelError(f"{path} cannot be used: {error}") from error
+
+
+def from_published(content: Mapping[str, Any], name: str) -> E4E:
+    """The model in the contents of a published checkpoint; tensors are taken over, not copied.
+
+    Args:
+        content: `state_dict` with the keys `encoder.*` and `decoder.*`, `opts`, and `latent_avg` [L, D] or [D];
+            a missing `latent_avg` is computed.
+    Raises: ModelError if something else is missing or does not fit.
+    """
+    try:
+        opts = content["opts"]
+        opts = opts if isinstance(opts, Mapping) else vars(opts)
+        state = dict(content["state_dict"])
+        generator, encoder = _published_shape(state, opts)
+        domain = str(opts.get("dataset_type", ""))
+        template = opts.get("template", FFHQ_TEMPLATE if domain.startswith(FACE_DATA_SETS) else None)
+        settings = {
+            "name": name,
+            "template": template and tuple(template),
+            "aspect": tuple(opts.get("aspect", (4, 3) if domain.startswith("cars") else (1, 1))),
+            "start_from_latent_avg": bool(opts.get("start_from_latent_avg", True)),
+        }
+        latent_avg = content.get("latent_avg")
+        shape = (generator.num_layers, generator.latent_dim)
+        state["latent_avg"] = torch.zeros(shape) if latent_avg is None else latent_avg.float().expand(shape).clone()
+        num_deltas = int(opts.get("num_deltas", encoder.num_layers - 1))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"it is not laid out like a published e4e or pSp checkpoint ({_first_line(error)} is missing or odd); "
+            "state_dict, latent_avg and opts are expected."
+        ) from error
+    model = _build(generator, encoder, num_deltas, settings, state)
+    if latent_avg is None:
+        with torch.no_grad():
+            model.latent_avg = model.decoder.mean_latent().expand(shape).clone()
+    return model
+
+
+def _published_shape(state: Mapping[str, Tensor], opts: Mapping[str, Any]) -> tuple[GeneratorConfig, EncoderConfig]:
+    """Resolution and kind of encoder from the settings, every width from the tensors."""
+
+    def count(pattern: str) -> int:
+        return sum(re.fullmatch(pattern, key) is not None for key in state)
+
+    levels = count(r"decoder\.to_rgbs\.\d+\.bias")
+    to_rgbs = ["decoder.to_rgb1", *(f"decoder.to_rgbs.{level}" for level in range(levels))]
+    generator = GeneratorConfig(
+        resolution=opts.get("stylegan_size") or opts["output_size"],
+        latent_dim=state["decoder.style.1.weight"].shape[1],
+        mapping_layers=count(r"decoder\.style\.\d+\.weight"),
+        channels=tuple(state[f"{to_rgb}.conv.weight"].shape[2] for to_rgb in to_rgbs),
+    )
+    blocks = count(r"encoder\.body\.\d+\.res_layer\.1\.weight")
+    widths = [state[f"encoder.body.{block}.res_layer.1.weight"].shape[0] for block in range(blocks)]
+    stages = [(width, len(list(group))) for width, group in groupby(widths)]
+    shape = {
+        "kind": ENCODER_KINDS[opts["encoder_type"]],
+        "num_layers": generator.num_layers,
+        "latent_dim": generator.latent_dim,
+        "stem": state["encoder.input_layer.0.weight"].shape[0],
+        "stages": tuple(width for width, _ in stages),
+        "blocks": tuple(length for _, length in stages),
+    }
+    if shape["kind"] != "w":
+        halvings = [count(rf"encoder\.styles\.{i}\.convs\.\d+\.weight") for i in range(generator.num_layers)]
+        shape["coarse"] = halvings.count(halvings[0])
+        shape["middle"] = halvings.count(halvings[0] + 1)
+        shape["input_size"] = 2 ** (halvings[0] + len(stages))
+        shape["pyramid"] = state["encoder.latlayer1.weight"].shape[0]
+    return generator, EncoderConfig(**shape)
+
+
+def export_published(model: E4E, path: str | Path) -> None:
+    """Write a model as a .pt file in the published layout, float32; `opts` is a plain dict.
+
+    Raises: ModelError if it cannot be written.
+    """
+    state = {key: _stored(value, torch.float32) for key, value in model.state_dict().items()}
+    latent_avg = state.pop("latent_avg")
+    kinds = {kind: published for published, kind in ENCODER_KINDS.items()}
+    opts = {
+        "encoder_type": kinds[model.encoder.config.kind],
+        "stylegan_size": model.resolution,
+        "dataset_type": f"{model.name}_encode",
+        "start_from_latent_avg": model.start_from_latent_avg,
+        "num_deltas": model.encoder.num_deltas,
+        "template": model.template and list(model.template),
+        "aspect": list(model.aspect),
+    }
+    content = {"state_dict": state, "latent_avg": latent_avg, "opts": opts}
+    _write(Path(path), lambda part: torch.save(content, part))
+
+
+def save_model(model: E4E, folder: str | Path, dtype: str = "float32") -> None:
+    """Write `model.safetensors` and `config.json` into a folder; `load_model(folder)` reads them.
+
+    Args:
+        dtype: of the tensors on disk, "float32", "bfloat16" or "float16".
+    Raises: ModelError if the folder cannot be written.
+    """
+    folder = Path(folder)
+    config = {
+        "format": FORMAT,
+        "name": model.name,
+        "template": model.template,
+        "aspect": model.aspect,
+        "start_from_latent_avg": model.start_from_latent_avg,
+        "num_deltas": model.encoder.num_deltas,
+        "generator": asdict(model.decoder.config),
+        "encoder": asdict(model.encoder.config),
+    }
+    state = {key: _stored(value, DTYPES[dtype]) for key, value in model.state_dict().items()}
+    _write(folder / WEIGHTS, lambda part: save_file(state, part))
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    _write(folder / CONFIG, lambda part: part.write_text(text, encoding="utf-8"))  # last: it marks a whole folder
+
+
+def read_folder(folder: Path) -> E4E:
+    """The model that `save_model` wrote, on the CPU, its tensors mapped from the file. Raises ModelError."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if config["format"] != FORMAT:
+            raise ValueError(f"format {config['format']}, not {FORMAT}")
+        shapes = ({k: tuple(v) if isinstance(v, list) else v for k, v in config[part].items()} for part in PARTS)
+        generator, encoder = (kind(**shape) for kind, shape in zip(PARTS.values(), shapes, strict=True))
+        settings = {
+            "name": config["name"],
+            "template": config["template"] and tuple(config["template"]),
+            "aspect": tuple(config["aspect"]),
+            "start_from_latent_avg": config["start_from_latent_avg"],
+        }
+        state = load_file(folder / WEIGHTS)
+        model = _build(generator, encoder, config["num_deltas"], settings, state)
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{folder} is not a model folder: {Path(error.filename or WEIGHTS).name} is missing; restore it."
+        ) from error
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, SafetensorError, ModelError) as error:
+        raise ModelError(f"The model in {folder} is broken ({_first_line(error)}); restore its files.") from error
+    model.folder = folder
+    return model
+
+
+def _build(
+    generator: GeneratorConfig,
+    encoder: EncoderConfig,
+    num_deltas: int,
+    settings: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+) -> E4E:
+    """A model around `state`, strictly; nothing is filled with random numbers first. Raises ModelError."""
+    with torch.device("meta"):
+        model = E4E(Encoder(encoder), Generator(generator), **settings)
+    try:
+        model.load_state_dict(state, strict=True, assign=True)
+        model.encoder.num_deltas = num_deltas
+    except (RuntimeError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise ModelError(f"its tensors do not fit its settings: {' '.join(lines[1:2] or lines)[:200]}.") from error
+    return model.float().eval().requires_grad_(False)
+
+
+def _first_line(error: Exception) -> str:
+    """An error's text up to its first line break, without the full stop, to stand inside a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside `path`, then put in place in one step: a reader never sees half a file."""
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        os.replace(part, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{path} could not be written ({_first_line(error)}); check the folder and its space."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,132 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_editing import RESOLUTION, some_directions, tiny_model
+
+from e4e_core.checkpoints import save_model
+from editing import Editor
+from editing.__main__ import main
+from errors import ModelError
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The command, with a tiny model of something without faces instead of a real one."""
+    model = tiny_model(template=None)
+    monkeypatch.setattr("e4e_core.checkpoints.load_model", lambda name: model)
+    monkeypatch.setattr("editing.editor.directions_for", lambda model: some_directions())
+    return model
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x010F] = "SecretCamera"
+    Image.linear_gradient("L").convert("RGB").resize((120, 90)).save(path, exif=exif)
+    return path
+
+
+def test_help_does_not_wait_for_torch():
+    seen = "import sys, runpy; sys.argv = ['editing', '--help']\n"
+    seen += "try: runpy.run_module('editing', run_name='__main__')\n"
+    seen += "finally: print(sorted({'torch', 'dlib', 'cv2'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True)
+    assert "python -m editing" in done.stdout and done.stdout.rstrip().endswith("[]")
+
+
+def test_one_photo(tiny, photo, tmp_path, capsys):
+    out = tmp_path / "results"
+    assert main([str(photo), "--edit", "smile=2", "--edit", "age=-1", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out / "photo_edited.png")
+    picture = Image.open(out / "photo_edited.png")
+    assert picture.size == (RESOLUTION, RESOLUTION)
+    settings = json.loads(picture.text["Settings"])
+    assert settings["edits"] == {"smile": 2, "age": -1} and settings["model"] == "tiny"
+    assert b"SecretCamera" not in (out / "photo_edited.png").read_bytes()
+
+
+def test_a_model_folder_brings_its_directions(photo, tmp_path):
+    model = tiny_model(template=None)
+    save_model(model, tmp_path / "model")
+    some_directions().save(tmp_path / "model")
+    out = tmp_path / "out"
+    assert main([str(photo), "--model", str(tmp_path / "model"), "--edit", "smile=2", "--out", str(out)]) == 0
+    editor = Editor(model, some_directions())
+    expected = editor.render(editor.open(photo), {"smile": 2})
+    difference = np.abs(np.asarray(Image.open(out / "photo_edited.png"), int) - np.asarray(expected, int))
+    assert difference.max() <= 2  # weights are stored in half precision where that is asked for
+
+
+def test_paste_keeps_the_photos_size(tiny, photo, tmp_path):
+    assert main([str(photo), "--edit", "smile=2", "--paste", "--out", str(tmp_path)]) == 0
+    assert Image.open(tmp_path / "photo_edited.png").size == (120, 90)
+
+
+def test_a_folder_goes_on_after_a_bad_photo(tiny, photo, tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "notes.txt").write_text("not taken")
+    assert main([str(tmp_path), str(tmp_path / "lost.jpg"), "--out", str(tmp_path / "out")]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 2 and "broken.png: " in lines[0] and "lost.jpg: " in lines[1]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["photo_edited.png"]
+
+
+def test_an_empty_folder_is_a_failure(tiny, tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    assert "has no photos in it" in capsys.readouterr().err
+
+
+def test_inputs_and_results_of_one_run_are_never_overwritten(tiny, photo, tmp_path):
+    (tmp_path / "photo_edited.png").symlink_to(photo)  # an input under the name a result would have
+    Image.new("RGB", (70, 70), "red").save(tmp_path / "photo.png")
+    before = photo.read_bytes()
+    assert main([str(photo), str(tmp_path / "photo.png"), "--out", str(tmp_path)]) == 0
+    assert photo.read_bytes() == before and Image.open(tmp_path / "photo.png").size == (70, 70)
+    assert {"photo_edited_2.png", "photo_edited_3.png"} < {path.name for path in tmp_path.iterdir()}
+    first = {path.name for path in tmp_path.iterdir()}
+    assert main([str(photo), str(tmp_path / "photo.png"), "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == first  # older results give way
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--edit", "smile"], "'smile' has no strength; write for example smile=1.5"),
+        (["--edit", "smile="], "'smile=' has no strength; write for example smile=1.5"),
+        (["--edit", "smile=lots"], "'smile=lots' has no number but 'lots'; write for example smile=1.5"),
+        (["--edit", "wink=1"], "This model has no direction 'wink'; choose one of smile, age."),
+        (["--edit", "smile=nan"], "The strength of 'smile' cannot be nan; give a number from -3 to 3."),
+        (["--edit", "smile=100"], "The strength of 'smile' cannot be 100.0; give a number from -3 to 3."),
+        (["--fidelity", "2"], "Fidelity cannot be 2.0; give a number from 0 (editable) to 1 (faithful)."),
+    ],
+)
+def test_mistakes_are_sentences(tiny, photo, capsys, arguments, sentence):
+    try:
+        code = main([str(photo), *arguments])
+    except SystemExit as stop:  # argparse ends the program itself
+        code = stop.code
+    assert code == 2 and sentence in capsys.readouterr().err
+
+
+def test_no_photo_and_no_model_are_sentences(capsys, photo, monkeypatch):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "no photo given" in capsys.readouterr().err
+
+    def no_model(name):
+        raise ModelError("There is no model 'x'; use demo.")
+
+    monkeypatch.setattr("e4e_core.checkpoints.load_model", no_model)
+    assert main([str(photo), "--model", "x"]) == 2
+    assert capsys.readouterr().err == "There is no model 'x'; use demo.\n"
+
+
+def test_list_prints_every_direction_with_its_range(tiny, capsys):
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 2 and lines[0].split()[:4] == ["smile", "-3", "…", "3"]
