@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from e4e_core.checkpoints import load_model, load_or_demo, registry
+from e4e_core.checkpoints import default_model_name, load_model, load_or_demo, registry
 from editing import Direction, Editor, Session
 from editing.export import save_png
 from errors import E4EError, ModelError, PhotoError
@@ -30,7 +30,7 @@ VIEWS = ("face", "compare", "photo")  # the tabs, in order
 PREVIEW = 256  # pixels; what follows the hand where full pictures would lag behind it
 SLOW = 120  # ms; full pictures that take longer are preceded by previews
 LONGEST = 1600  # pixels; the photo is shown no larger than this, its download is full size
-MODELS = 2  # models kept in memory; a published one needs more than a gigabyte
+MODELS = 3  # models kept in memory; a published one needs more than a gigabyte
 GONE = "The photo is no longer here, because the page was idle or disconnected; choose it again."
 FAILED = "Something went wrong here; try again, and reload the page if it happens again."
 
@@ -41,9 +41,10 @@ WELCOME = """<div><svg viewBox="0 0 96 96" aria-hidden="true"><path d="M12 30V20
 <ol><li>Upload one, use the camera, paste it, or take an example.</li>
 <li>Move the sliders; the picture follows.</li>
 <li>Download the face, or the whole photo with the face put back.</li></ol></div>"""
-FOOTER = """<footer>Edit only photos of yourself or of people who agreed, and say that a picture is edited when you share
-it. The sliders show what a model has learned from other people's photos, not facts about anyone. Your photo stays in
-this server's memory and is dropped when you close the page.</footer>"""
+FOOTER = """<footer>Edit only photos of yourself or of people who agreed, and say that a picture is edited when you
+share it. The sliders show what a model has learned from other people's photos, not facts about anyone. Your photo stays
+in the memory of the computer that serves this page, and is dropped when you close it.</footer>"""
+BROWSE = "() => document.querySelector('#photo input[type=file]')?.click()"
 
 # All handlers that compute share one queue: one frame at a time, in the order of the events.
 RENDERING = {"concurrency_id": "rendering", "concurrency_limit": 1}
@@ -81,16 +82,23 @@ class Studio:
     def __init__(self, name: str, editor: Editor):
         self._editors = {name: editor}  # the one used last is last
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
         self._full_ms: dict[str, float] = {}  # what the last full picture of each model took
 
-    def editor(self, name: str) -> Editor:
-        """The model of this name or path, loaded if need be. Raises E4EError if it cannot be had."""
+    def editor(self, name: str, progress: Callable[[int, int], None] | None = None) -> Editor:
+        """The model of this name or path, loaded if need be; `progress` as in `load_model`. Raises E4EError."""
         with self._lock:
-            editor = self._editors.pop(name, None) or Editor(load_model(name))
-            self._editors[name] = editor
-            while len(self._editors) > MODELS:
-                self._editors.pop(next(iter(self._editors)))
-            return editor
+            if name in self._editors:
+                self._editors[name] = self._editors.pop(name)
+                return self._editors[name]
+        with self._loading:  # for minutes, perhaps; the pages of other models go on
+            if name not in self._editors:
+                loaded = Editor(load_model(name, progress=progress))
+                with self._lock:
+                    self._editors[name] = loaded
+                    while len(self._editors) > MODELS:
+                        self._editors.pop(next(iter(self._editors)))
+            return self._editors[name]
 
     def render(self, visit: Visit, preview: bool) -> tuple[Image.Image, bool, float]:
         """(picture, whether it is at full size, milliseconds); a preview only where full pictures are slow."""
@@ -108,6 +116,11 @@ class Studio:
         model = self.editor(name).model
         device = "CPU" if model.device.type == "cpu" else f"GPU ({model.device})"
         return f"{Path(name).name} {model.resolution} px · {device} · {model.precision}"
+
+
+def label(name: str) -> str:
+    """What the page calls a model: its label in the registry, or the name of its file."""
+    return registry().get(name, {}).get("label") or Path(name).name
 
 
 def milliseconds(start: float) -> float:
@@ -149,6 +162,14 @@ def step(direction: Direction) -> float:
     return round(power * next(factor for factor in (5, 2, 1) if factor * power <= rough * 1.001), 12)
 
 
+def zeros(directions: Mapping[str, Direction]) -> str:
+    """Where each slider's 0 lies, for page.css, which colours the track from there."""
+    return "".join(
+        f"#direction-{name} {{ --zero: {direction.low / (direction.low - direction.high):.1%} }}"
+        for name, direction in directions.items()
+    )
+
+
 def direction_slider(name: str, direction: Direction) -> gr.Slider:
     return gr.Slider(
         direction.low,
@@ -156,6 +177,7 @@ def direction_slider(name: str, direction: Direction) -> gr.Slider:
         value=0,
         step=step(direction),
         label=direction.label,
+        interactive=True,
         buttons=["reset"],
         elem_id=f"direction-{name}",
     )
@@ -200,7 +222,12 @@ class Page:
 
     def _lay_out_photo(self) -> None:
         self.photo = gr.Image(
-            label="Photo", sources=["upload", "webcam", "clipboard"], buttons=[], height=260, elem_id="photo"
+            label="Photo",
+            sources=["upload", "webcam", "clipboard"],
+            placeholder="Drop a photo here\nor click to choose one",
+            buttons=[],
+            height=260,
+            elem_id="photo",
         )
         with gr.Column(visible=bool(self.example_files), elem_classes="part"):
             gr.HTML("<h2>Examples</h2>")
@@ -225,7 +252,7 @@ class Page:
         with gr.Column(elem_id="welcome") as self.welcome:
             gr.HTML(WELCOME)
             choose = gr.Button("Choose a photo", variant="primary", elem_id="choose")
-            choose.click(fn=None, js="() => document.querySelector('#photo input[type=file]')?.click()")
+            choose.click(fn=None, js=BROWSE)
         with gr.Column(visible=False, elem_id="workspace") as self.workspace:
             with gr.Tabs(elem_id="views") as self.tabs:
                 with gr.Tab("Face", id="face"):
@@ -242,13 +269,15 @@ class Page:
             with gr.Row(elem_id="downloads"):
                 self.save_face = gr.Button("Download face", variant="primary", elem_id="save-face")
                 self.save_photo = gr.Button("Download photo", elem_id="save-photo")
+                another = gr.Button("New photo", elem_id="another")
+            another.click(fn=None, js=BROWSE)
             self.file = gr.DownloadButton(visible="hidden", elem_id="file")
         self.status = gr.HTML(status_line("Ready for a photo.", self.studio.where(self.start)), elem_id="status")
 
     def _lay_out_sliders(self) -> None:
         names = dict.fromkeys([self.start, *registry()])
         self.picker = gr.Dropdown(
-            [(Path(name).name, name) for name in names], value=self.start, label="Model", elem_id="model"
+            [(label(name), name) for name in names], value=self.start, label="Model", filterable=False, elem_id="model"
         )
         # page.js fills in whether the sliders rest, and clicks the button when they come to rest: so the picture
         # that stays is a full one whichever way a slider was moved.
@@ -267,6 +296,7 @@ class Page:
             for group, keys in groups.items():
                 with gr.Accordion(group, open=not sliders or len(editor.directions) <= 12, elem_classes="group"):
                     sliders |= {key: direction_slider(key, editor.directions[key]) for key in keys}
+            gr.HTML(f"<style>{zeros(editor.directions)}</style>", elem_id="zeros")
             if not sliders:
                 gr.HTML(f"<p>{html.escape(editor.notice or 'This model comes without sliders.')}</p>")
             fidelity = gr.Slider(
@@ -276,6 +306,7 @@ class Page:
                 step=0.01,
                 label="Fidelity",
                 info="Lower is easier to edit, higher is closer to the photo",
+                interactive=True,
                 buttons=["reset"],
                 elem_id="fidelity",
             )
@@ -297,8 +328,8 @@ class Page:
             **RENDERING,
             **RAW,
         )
-        zeros = [1] + [0] * len(sliders)
-        reset.click(fn=None, js=f"() => {zeros}", outputs=bank).then(
+        at_rest = [1] + [0] * len(sliders)
+        reset.click(fn=None, js=f"() => {at_rest}", outputs=bank).then(
             fn=None, js="() => document.querySelector('#settle').click()"
         )
 
@@ -455,10 +486,11 @@ class Page:
         edits += [f"fidelity {visit.fidelity:g}"] if visit.fidelity < 1 else []
         return (", ".join(edits) or "No edits").replace("-", "−")
 
-    def load_model(self, name: str, visit: Visit, progress=gr.Progress(track_tqdm=True)) -> dict:  # noqa: B008
+    def load_model(self, name: str, visit: Visit, progress=gr.Progress()) -> dict:  # noqa: B008
         """Have the chosen model ready; if that fails, the picker goes back to the one in use."""
         try:
-            return {self.status: status_line(f"{Path(name).name} is loaded.", self.studio.where(name))}
+            self.studio.editor(name, lambda done, total: progress((done >> 20, total >> 20), "Downloading", unit="MB"))
+            return {self.status: status_line(f"{label(name)} is ready.", self.studio.where(name))}
         except E4EError as error:
             gr.Warning(html.escape(str(error)))
             return {self.picker: visit.model, self.status: status_line(str(error), self.studio.where(visit.model))}
@@ -486,7 +518,9 @@ class Page:
         return self._download(visit, "face", lambda picture: picture)
 
     def download_photo(self, visit: Visit) -> dict:
-        return self._download(visit, "photo", lambda picture: self.studio.editor(visit.model).paste(visit.session, picture))
+        return self._download(
+            visit, "photo", lambda picture: self.studio.editor(visit.model).paste(visit.session, picture)
+        )
 
     def _download(self, visit: Visit, name: str, finish: Callable[[Image.Image], Image.Image]) -> dict:
         """A PNG at full size in Gradio's temporary folder, which is emptied on schedule."""
@@ -513,20 +547,36 @@ class Page:
 
 
 def theme() -> gr.Theme:
-    """Calm: warm greys, one accent, the system's own typeface, flat controls."""
-    warm = gr.themes.colors.stone
-    return gr.themes.Base(
-        primary_hue=gr.themes.colors.teal,
-        neutral_hue=warm,
-        radius_size=gr.themes.sizes.radius_lg,
-        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
-        font_mono=["ui-monospace", "Consolas", "monospace"],
+    """Calm: warm greys, one accent, the system's own typeface, flat controls; light and dark."""
+    colours = {  # name: (light, dark)
+        "body_background_fill": ("#f7f6f3", "#141312"),
+        "background_fill_primary": ("#ffffff", "#1d1b1a"),
+        "background_fill_secondary": ("#efede9", "#282523"),
+        "block_background_fill": ("#ffffff", "#1d1b1a"),
+        "body_text_color": ("#211f1c", "#ece9e4"),
+        "body_text_color_subdued": ("#696359", "#a8a198"),
+        "border_color_primary": ("#e4e1db", "#34302d"),
+        "block_border_color": ("#e4e1db", "#34302d"),
+        "block_label_background_fill": ("#ffffff", "#1d1b1a"),
+        "block_label_text_color": ("#696359", "#a8a198"),
+        "input_background_fill": ("#f4f2ee", "#282523"),
+        "input_background_fill_focus": ("#f4f2ee", "#282523"),
+        "slider_color": ("#0f766e", "#2dd4bf"),
+        "button_primary_background_fill": ("#0f766e", "#2dd4bf"),
+        "button_primary_background_fill_hover": ("#115e59", "#5eead4"),
+        "button_primary_border_color": ("#0f766e", "#2dd4bf"),
+        "button_primary_text_color": ("#ffffff", "#10201e"),
+        "button_secondary_background_fill": ("#ffffff", "#282523"),
+        "button_secondary_background_fill_hover": ("#efede9", "#34302d"),
+        "button_secondary_border_color": ("#d9d5ce", "#403b37"),
+    }
+    system = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    base = gr.themes.Base(
+        primary_hue="teal", neutral_hue="stone", font=system, font_mono=["ui-monospace", "Consolas", "monospace"]
     )
-
-
-def start_model(wanted: str | None) -> str:
-    """The model to start with: the command line's, else E4E_MODEL's, else the published one on a Space, else demo."""
-    return wanted or os.environ.get("E4E_MODEL") or ("ffhq" if os.environ.get("SPACE_ID") else "demo")
+    light = {name: pair[0] for name, pair in colours.items()}
+    dark = {f"{name}_dark": pair[1] for name, pair in colours.items()}
+    return base.set(**light, **dark, button_border_width="1px", button_large_radius="999px", block_radius="16px")
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -543,7 +593,7 @@ def first_editor(name: str) -> tuple[Studio, str, str]:
         raise ModelError(f"There is no model {name!r}; use one of {', '.join(registry())}, or the path of a model.")
     model, notice = load_or_demo(name)
     name = "demo" if notice else name
-    return Studio(name, Editor(model)), name, notice
+    return Studio(name, Editor(model)), name, notice or ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -553,7 +603,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        page = Page(*first_editor(start_model(chosen.model)))
+        page = Page(*first_editor(chosen.model or default_model_name()))
         page.blocks.queue(max_size=200).launch(
             server_name=chosen.host,
             server_port=chosen.port,

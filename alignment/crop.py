@@ -70,11 +70,11 @@ def align(
     across, down = right_eye - left_eye, mouth - eyes
     centre, scale = template
     # Both the line of the eyes and the (turned) line to the mouth tell which way is right; the mean of the two counts.
-    right = across + (down[1], -down[0])
+    right = across + np.array([down[1], -down[0]])
     right *= scale * max(2 * np.hypot(*across), 1.8 * np.hypot(*down)) / max(np.hypot(*right), 1e-6)
     lower = np.array([-right[1], right[0]])
     crop = _place(eyes + centre * down - right - lower, 2 * right, 2 * lower, (size, size), face.landmarks)
-    return _cut(photo, crop), crop
+    return cut(photo, crop), crop
 
 
 def centre_crop(photo: Image.Image, size: int = 256, aspect: tuple[int, int] = (1, 1)) -> tuple[Image.Image, Crop]:
@@ -89,7 +89,7 @@ def centre_crop(photo: Image.Image, size: int = 256, aspect: tuple[int, int] = (
     longest = max(aspect)
     pixels = (round(size * aspect[0] / longest), round(size * aspect[1] / longest))
     crop = _place(corner, np.array([width, 0.0]), np.array([0.0, height]), pixels)
-    return _cut(photo, crop), crop
+    return cut(photo, crop), crop
 
 
 def _place(
@@ -102,8 +102,8 @@ def _place(
     return Crop(unit_to_photo @ crop_to_unit, size, landmarks)
 
 
-def _cut(photo: Image.Image, crop: Crop) -> Image.Image:
-    """The crop's pixels. Only the part of the photo around the crop is read."""
+def cut(photo: Image.Image, crop: Crop) -> Image.Image:
+    """The crop's pixels, an RGB picture of its size. Only the part of the photo (RGB) around the crop is read."""
     side = crop.scale * max(crop.size)  # in photo pixels
     margin = max(round(0.1 * side), 3)
     left, top = np.floor(crop.quad.min(axis=0)).astype(int) - margin
@@ -115,7 +115,9 @@ def _cut(photo: Image.Image, crop: Crop) -> Image.Image:
     size = (max(1, round((box[2] - box[0]) / shrink)), max(1, round((box[3] - box[1]) / shrink)))
     part = photo.resize(size, Image.Resampling.LANCZOS, box=box) if shrink > 1 else photo.crop(box)
     sx, sy = (box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]
-    photo_to_part = np.array([[1 / sx, 0, (0.5 - box[0]) / sx - 0.5], [0, 1 / sy, (0.5 - box[1]) / sy - 0.5], [0, 0, 1]])
+    photo_to_part = np.array(
+        [[1 / sx, 0, (0.5 - box[0]) / sx - 0.5], [0, 1 / sy, (0.5 - box[1]) / sy - 0.5], [0, 0, 1]]
+    )
     pixels = np.asarray(part)
     if overhang.max() > margin - 4:  # the crop itself, not only its margin, reaches beyond the photo
         pads = np.where(overhang > 0, np.maximum(overhang, round(0.3 * side)), 0) / shrink
@@ -146,8 +148,10 @@ def _extend(pixels: np.ndarray, pads: np.ndarray, sigma: float) -> tuple[np.ndar
         if pad:
             beyond = np.maximum(beyond, 1 - distance / pad)
     beyond = beyond[..., None]
-    size = 2 * math.ceil(4 * sigma) + 1
-    blurred = cv2.GaussianBlur(padded, (size, size), sigma, borderType=cv2.BORDER_REFLECT)
+    coarse = max(int(sigma / 4), 1)  # a wide blur needs no fine grid
+    blurred = cv2.resize(padded, None, fx=1 / coarse, fy=1 / coarse, interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(blurred, (0, 0), sigma / coarse, borderType=cv2.BORDER_REFLECT)
+    blurred = cv2.resize(blurred, padded.shape[1::-1])
     padded += (blurred - padded) * np.clip(3 * beyond + 1, 0, 1)
     padded += (np.median(padded, axis=(0, 1)) - padded) * np.clip(beyond, 0, 1)
     return np.clip(np.rint(padded), 0, 255).astype(np.uint8), (left, top)

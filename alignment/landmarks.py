@@ -71,18 +71,21 @@ def find_faces(photo: Image.Image) -> list[Face]:
 
 def _views(photo: Image.Image) -> Iterator[_View]:
     yield _view(photo, SEARCH_PIXELS, enlarge=2)
-    yield _view(photo, RETRY_PIXELS, enlarge=4, border=0.2)
+    yield _view(photo, RETRY_PIXELS, enlarge=4, border=0.15)
     for angle in TILTS:
         yield _view(photo, SEARCH_PIXELS, enlarge=2, angle=angle)
 
 
 def _view(photo: Image.Image, pixels: int, enlarge: float, border: float = 0.0, angle: float = 0.0) -> _View:
-    """A copy with at most `pixels` pixels (before border and turn), at most `enlarge` times the photo's size.
+    """A copy with at most `pixels` pixels, border and turn included, at most `enlarge` times the photo's size.
 
     Its scale is a whole number of rungs of dlib's pyramid below ×2, so that the detector's boxes, from which the
     landmarks start, are those of a search of the whole photo enlarged twice, as the FFHQ data set was made.
     """
-    area = photo.width * photo.height * (1 + 2 * border) ** 2
+    margin = border * min(photo.size)
+    w, h = photo.width + 2 * margin, photo.height + 2 * margin
+    c, s = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
+    area = (w * c + h * s) * (w * s + h * c)
     steps = math.ceil(math.log(math.sqrt(pixels / area) / 2, RUNG) - 1e-9)
     scale = min(2 * RUNG**steps, enlarge)
     doublings = max(int(math.log2(scale)), 0)
@@ -91,7 +94,7 @@ def _view(photo: Image.Image, pixels: int, enlarge: float, border: float = 0.0, 
     copy = photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     to_photo = np.diag([photo.width / size[0], photo.height / size[1], 1.0]) @ _shift(0.5, 0.5)
     if border:
-        margin = round(border * max(size))
+        margin = round(border * min(size))
         copy = ImageOps.expand(copy, margin, fill=_mean_colour(copy))
         to_photo = to_photo @ _shift(-margin, -margin)
     if angle:
@@ -125,7 +128,7 @@ def _search(photo: Image.Image, view: _View) -> list[Face]:
 
 def _read_landmarks(photo: Image.Image, centre: np.ndarray, side: float, angle: float) -> np.ndarray:
     """float32 [68, 2] in photo pixels, for a face of this centre and side in a photo turned by `angle`."""
-    half = round(side)
+    half = math.ceil(0.75 * side)
     left, top = (round(float(c)) - half for c in centre)
     patch = photo.crop((left, top, left + 2 * half + 1, top + 2 * half + 1))  # black beyond the photo
     if angle:
@@ -134,7 +137,7 @@ def _read_landmarks(photo: Image.Image, centre: np.ndarray, side: float, angle: 
     if zoom != 1:
         length = round(patch.width * zoom)
         zoom = length / patch.width
-        patch = patch.resize((length, length), Image.Resampling.BILINEAR)
+        patch = patch.resize((length, length), Image.Resampling.BILINEAR, reducing_gap=2.0)
     to_patch = _shift(half, half) @ _turn(-angle) @ _shift(-left - half, -top - half)
     to_patch = _shift(-0.5, -0.5) @ np.diag([zoom, zoom, 1]) @ _shift(0.5, 0.5) @ to_patch
     x, y = (to_patch @ (*centre, 1))[:2]

@@ -4,9 +4,9 @@ A name leads to a file (`downloads.py`), a published file is converted once into
 (`formats.py`), and every later start maps that folder into memory.
 """
 
+import contextlib
 import hashlib
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from e4e_core.downloads import Progress, fetch
-from e4e_core.formats import export_published, read_folder, read_published, save_model
+from e4e_core.formats import CONFIG, export_published, read_folder, read_published, save_model
 from e4e_core.models.e4e import E4E, resolve_precision
 from errors import ModelError
 
@@ -149,11 +149,9 @@ def cache_folder() -> Path:
 
 def _converted(folder: Path, name: str, source: Callable[[], Path]) -> E4E:
     """The model in `folder`; if it is not there, or broken, the published file `source()` is converted into it."""
-    if folder.exists():
-        try:
+    if (folder / CONFIG).exists():
+        with contextlib.suppress(ModelError):
             return read_folder(folder)
-        except ModelError:
-            shutil.rmtree(folder, ignore_errors=True)
     model = read_published(source(), name)
     try:
         save_model(model, folder)

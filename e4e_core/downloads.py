@@ -25,15 +25,14 @@ def fetch(name: str, entry: Mapping[str, Any], folder: Path, progress: Progress 
 
     Args:
         folder: looked into first, for a copy put there by hand; then the Hub's cache, then the mirrors in order.
-    Raises: DownloadError, within about a second when there is no network. A file that is not the published one
-        is deleted first.
+    Raises: DownloadError, within about a second when there is no network. A download that is not the published
+        file is deleted; a copy put there by hand is left alone, but not used.
     """
     local = folder / entry["file"]
     if local.exists():
         if is_intact(local, entry):
             return local
-        local.unlink()
-        raise DownloadError(f"{local} was not the published file and is deleted; start again to download it.")
+        raise DownloadError(f"{local} is not the published file; remove it, or replace it by {entry['page']}.")
     problems = []
     for mirror, path in _copies(entry["mirrors"], progress, problems):
         if is_intact(path, entry):

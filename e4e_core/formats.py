@@ -1,6 +1,7 @@
 """Models on disk: the published .pt layout, and this project's folder of `model.safetensors` and `config.json`."""
 
 import argparse
+import contextlib
 import json
 import os
 import pickle
@@ -82,9 +83,9 @@ def from_published(content: Mapping[str, Any], name: str) -> E4E:
         state["latent_avg"] = torch.zeros(shape) if latent_avg is None else latent_avg.float().expand(shape).clone()
         num_deltas = int(opts.get("num_deltas", encoder.num_layers - 1))
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else _first_line(error)
         raise ModelError(
-            f"it is not laid out like a published e4e or pSp checkpoint ({_first_line(error)} is missing or odd); "
-            "state_dict, latent_avg and opts are expected."
+            f"it is not laid out like a published e4e or pSp checkpoint of state_dict, latent_avg, opts ({reason})."
         ) from error
     model = _build(generator, encoder, num_deltas, settings, state)
     if latent_avg is None:
@@ -95,6 +96,8 @@ def from_published(content: Mapping[str, Any], name: str) -> E4E:
 
 def _published_shape(state: Mapping[str, Tensor], opts: Mapping[str, Any]) -> tuple[GeneratorConfig, EncoderConfig]:
     """Resolution and kind of encoder from the settings, every width from the tensors."""
+    if opts["encoder_type"] not in ENCODER_KINDS:
+        raise ValueError(f"encoder_type {opts['encoder_type']} is none of {', '.join(ENCODER_KINDS)}")
 
     def count(pattern: str) -> int:
         return sum(re.fullmatch(pattern, key) is not None for key in state)
@@ -239,4 +242,5 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
             f"{path} could not be written ({_first_line(error)}); check the folder and its space."
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()

@@ -21,9 +21,6 @@ def to_picture(image: Tensor) -> Image.Image:
 
 def to_sheet(images: Tensor, columns: int) -> Image.Image:
     """float [n, 3, h, w], RGB in [-1, 1] -> one PIL picture, `columns` to a row, black where none is left."""
-    n, channels, height, width = images.shape
-    rows = -(-n // columns)
-    sheet = images.new_full((rows * columns, channels, height, width), -1.0)
-    sheet[:n] = images
-    sheet = sheet.reshape(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)  # [3, rows, h, columns, w]
-    return to_picture(sheet.reshape(channels, rows * height, columns * width))
+    from torchvision.utils import make_grid  # here, because only training and measuring make sheets
+
+    return to_picture(make_grid(images.detach(), nrow=columns, padding=0, pad_value=-1.0))

@@ -112,7 +112,9 @@ def test_float16_on_disk_is_computed_in_the_precision_asked_for(model: E4E, tmp_
     assert half.folder == tmp_path / "half"
     expected = model.synthesize(model.invert(IMAGES))
     assert (half.synthesize(half.invert(IMAGES)) - expected).norm() < 0.01 * expected.norm()
-    assert (tmp_path / "half/model.safetensors").stat().st_size < 0.6 * (tmp_path / "full/model.safetensors").stat().st_size
+    assert (tmp_path / "half/model.safetensors").stat().st_size < 0.6 * (
+        tmp_path / "full/model.safetensors"
+    ).stat().st_size
     assert load_model(tmp_path / "half", device="cpu", precision="bfloat16").precision == "bfloat16"
 
 
@@ -127,7 +129,9 @@ class Attack:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path):
     torch.save({"state_dict": Attack(tmp_path / "attacked")}, tmp_path / "evil.pt")
-    with pytest.raises(ModelError, match=r"evil\.pt is refused because opening it could run code \(it asks for .*mkdir\)"):
+    with pytest.raises(
+        ModelError, match=r"evil\.pt is refused because opening it could run code \(it asks for .*mkdir\)"
+    ):
         load(tmp_path / "evil.pt")
     assert not (tmp_path / "attacked").exists()
 
@@ -189,7 +193,9 @@ def test_unknown_names_list_the_known_ones(tmp_path: Path, monkeypatch):
         load("lions")
     with pytest.raises(ModelError, match="There is no file or folder /nowhere/model"):
         load("/nowhere/model")
-    with pytest.raises(ModelError, match=r"download e4e_cars_encode\.pt from https://drive\.google\.com/.* and put it into"):
+    with pytest.raises(
+        ModelError, match=r"download e4e_cars_encode\.pt from https://drive\.google\.com/.* and put it into"
+    ):
         load("cars")
     with pytest.raises(ModelError, match="float16 needs a GPU"):
         load_or_demo("lions", device="cpu", precision="float16")
@@ -317,16 +323,21 @@ def test_a_dead_network_is_noticed_within_a_second(monkeypatch: pytest.MonkeyPat
     assert not downloads.is_reachable("https://nothing.invalid")
     assert not downloads.is_reachable("https://127.0.0.1:9")
     assert time.monotonic() - start < 2 * downloads.CONNECT_SECONDS + 0.5
-    monkeypatch.setattr(downloads.socket, "create_connection", lambda *_: time.sleep(30))  # a resolver that hangs
+
+    def hang(*_: Any) -> None:  # as looking up a name can
+        time.sleep(3)
+        raise OSError
+
+    monkeypatch.setattr(downloads.socket, "create_connection", hang)
     start = time.monotonic()
     assert not downloads.is_reachable("https://example.org")
     assert time.monotonic() - start < 1.2
 
 
-def test_a_wrong_file_beside_the_registry_is_deleted_and_named(hub):
+def test_a_wrong_file_beside_the_registry_is_named(hub):
     (hub.folder / "x.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(DownloadError, match=r"x\.pt was not the published file and is deleted"):
+    with pytest.raises(DownloadError, match=r"x\.pt is not the published file; remove it, or replace it"):
         load("faces")
-    assert not (hub.folder / "x.pt").exists()
+    assert (hub.folder / "x.pt").exists(), "it is not ours to delete"
     (hub.folder / "x.pt").write_bytes(hub.good)
     assert load("faces").name == "faces"

@@ -59,7 +59,7 @@ def test_a_model_folder_brings_its_directions(photo, tmp_path):
     editor = Editor(model, some_directions())
     expected = editor.render(editor.open(photo), {"smile": 2})
     difference = np.abs(np.asarray(Image.open(out / "photo_edited.png"), int) - np.asarray(expected, int))
-    assert difference.max() <= 2  # weights are stored in half precision where that is asked for
+    assert difference.max() <= 4  # where there is a GPU, the command computes in half precision
 
 
 def test_paste_keeps_the_photos_size(tiny, photo, tmp_path):

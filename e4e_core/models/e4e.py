@@ -121,7 +121,8 @@ class E4E(nn.Module):
     def set_precision(self, precision: str) -> "E4E":
         """Cast the weights, once, so that feature maps are computed in `precision`.
 
-        Latent codes, styles and the sum of the `to_rgb` pictures stay float32, whatever the precision.
+        Latent codes, styles and the sum of the `to_rgb` pictures stay float32, whatever the precision. The digits
+        that a lower precision drops do not come back with a higher one.
 
         Args:
             precision: "float32", "bfloat16", "float16", or "auto", the best one for the model's device.
@@ -130,13 +131,9 @@ class E4E(nn.Module):
         self.precision = resolve_precision(precision, self.device)
         dtype = DTYPES[self.precision]
         self.float()
-        self.encoder.input_layer.to(dtype)
-        self.encoder.body.to(dtype)
-        for name, module in self.encoder.named_children():
-            if name.startswith("latlayer"):
+        for module in self.encoder.modules():
+            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.PReLU)):
                 module.to(dtype)
-        for head in getattr(self.encoder, "styles", ()):
-            head.convs.to(dtype)
         for module in self.decoder.modules():
             if isinstance(module, ModulatedConv2d):
                 module.weight.data = module.weight.data.to(dtype)
