@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from e4e_core.images import to_sheet
 from e4e_core.models.discriminators import Discriminator
-from e4e_core.models.stylegan2 import Generator, GeneratorConfig
+from e4e_core.models.stylegan2 import Generator, GeneratorConfig, NoiseInjection
 from e4e_core.training.augment import Augment
 from e4e_core.training.data import Pictures, endless_batches
 from e4e_core.training.losses import discriminator_loss, gradient_penalty, non_saturating
@@ -44,6 +44,8 @@ class GeneratorTraining:
     """Share of pictures whose layers come from two latent codes."""
     augment: float = 0.0
     """Target of the adaptive augmentation, for sets of a few thousand pictures and less: 0.6 is usual, 0 is off."""
+    noise: bool = True
+    """Noise maps in every layer. Without them all of a picture comes from its code, so that an encoder can find it."""
     ema_images: float = 10_000
     """Half-life of the averaged generator, in pictures."""
     grow_from: Path | None = None
@@ -88,6 +90,10 @@ def train_generator(config: GeneratorTraining) -> Path:
         },
     )
     run.resume()
+    if not config.noise:
+        for module in (*generator.modules(), *average.modules()):
+            if isinstance(module, NoiseInjection):
+                nn.init.zeros_(module.weight.requires_grad_(False))
     batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers)
     sample_z = torch.randn(64, config.latent_dim, generator=torch.Generator().manual_seed(1)).to(device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
@@ -97,7 +103,7 @@ def train_generator(config: GeneratorTraining) -> Path:
         step = progress.images // config.batch
         reals = next(batches).to(device, memory_format=torch.channels_last)
         with autocast:
-            fakes = generator(draw_codes(generator, config.batch, config.mixing), random_noise=True)
+            fakes = generator(draw_codes(generator, config.batch, config.mixing), random_noise=config.noise)
             real_logits = discriminator(augment(reals))
             d_loss = discriminator_loss(real_logits, discriminator(augment(fakes.detach())))
         d_optimizer.zero_grad(set_to_none=True)
