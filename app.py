@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 VIEWS = ("face", "compare", "photo")  # the tabs, in order
 PREVIEW = 256  # pixels; what follows the hand where full pictures would lag behind it
 SLOW = 120  # ms; full pictures that take longer are preceded by previews
+FIELD = 800  # pixels; the longer side of the photo in its own small field
 LONGEST = 1600  # pixels; the photo is shown no larger than this, its download is full size
 MODELS = 3  # models kept in memory; a published one needs more than a gigabyte
 GONE = "The photo is no longer here, because the page was idle or disconnected; choose it again."
@@ -42,8 +43,8 @@ WELCOME = """<div><svg viewBox="0 0 96 96" aria-hidden="true"><path d="M12 30V20
 <li>Move the sliders; the picture follows.</li>
 <li>Download the face, or the whole photo with the face put back.</li></ol></div>"""
 FOOTER = """<footer>Edit only photos of yourself or of people who agreed, and say that a picture is edited when you
-share it. The sliders show what a model has learned from other people's photos, not facts about anyone. Your photo stays
-in the memory of the computer that serves this page, and is dropped when you close it.</footer>"""
+share it. The sliders show what a model has learned from other people's photos, not facts about anyone. Your photo is
+kept in memory only, and only while this page is open.</footer>"""
 BROWSE = "() => document.querySelector('#photo input[type=file]')?.click()"
 
 # All handlers that compute share one queue: one frame at a time, in the order of the events.
@@ -382,7 +383,7 @@ class Page:
             except Exception:
                 log.exception("A handler of the page failed.")
                 sentence = FAILED
-            gr.Warning(html.escape(sentence))
+            gr.Warning(html.escape(sentence, quote=False))
             return {self.status: status_line(sentence)}
 
         return wrapped
@@ -391,19 +392,24 @@ class Page:
         """A new photo; one without a face leaves everything as it was, the photo field included."""
         if file is None:
             return gr.skip()
+        source = uploaded(file)
         try:
-            return self._open(visit, uploaded(file))
+            return self._open(visit, source)
         except PhotoError as error:
             if visit.session is None:
                 raise
-            gr.Warning(html.escape(str(error)))
-            previous = as_value(data_url(smaller(visit.session.photo, LONGEST)))
-            return {self.photo: previous, self.status: status_line(f"{error} The photo before it is still here.")}
+            gr.Warning(html.escape(str(error), quote=False))
+            text = f"{error} The photo before it is still here."
+            return {self.photo: self._in_field(visit.session), self.status: status_line(text)}
+        finally:
+            if str(source) in self.blocks.upload_file_set:  # it is in memory now, nobody needs it on disk
+                Path(source).unlink(missing_ok=True)
 
     def open_example(self, index: int, visit: Visit) -> dict:
-        path = self.example_files[index]
-        changes = self._open(visit, path)
-        return {**changes, self.photo: as_value(data_url(smaller(changes[self.visit].session.photo, LONGEST)))}
+        return self._open(visit, self.example_files[index])
+
+    def _in_field(self, session: Session) -> dict[str, Any]:
+        return as_value(data_url(smaller(session.photo, FIELD)))
 
     def _open(self, visit: Visit, source: Path | io.BytesIO | Image.Image) -> dict:
         editor = self.studio.editor(visit.model)
@@ -420,6 +426,7 @@ class Page:
         visit = replace(visit, session=session, before=before, full=None)
         return {
             **self._show(visit, preview=False, text=text),
+            self.photo: self._in_field(session),
             self.crop: as_value(before),
             self.crop_part: gr.Column(visible=True),
             self.faces: [{"image": as_value(data_url(face)), "caption": None} for face in faces] if several else [],
@@ -492,7 +499,7 @@ class Page:
             self.studio.editor(name, lambda done, total: progress((done >> 20, total >> 20), "Downloading", unit="MB"))
             return {self.status: status_line(f"{label(name)} is ready.", self.studio.where(name))}
         except E4EError as error:
-            gr.Warning(html.escape(str(error)))
+            gr.Warning(html.escape(str(error), quote=False))
             return {self.picker: visit.model, self.status: status_line(str(error), self.studio.where(visit.model))}
 
     def change_model(self, name: str, visit: Visit) -> dict:
@@ -505,7 +512,7 @@ class Page:
         try:
             return {**self._open(fresh, visit.session.photo), self.bank: name}
         except PhotoError as error:
-            gr.Warning(html.escape(str(error)))
+            gr.Warning(html.escape(str(error), quote=False))
             return {
                 self.visit: fresh,
                 self.bank: name,

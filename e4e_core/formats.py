@@ -95,21 +95,18 @@ def from_published(content: Mapping[str, Any], name: str) -> E4E:
 
 
 def _published_shape(state: Mapping[str, Tensor], opts: Mapping[str, Any]) -> tuple[GeneratorConfig, EncoderConfig]:
-    """Resolution and kind of encoder from the settings, every width from the tensors."""
+    """Kind of encoder from the settings, every width from the tensors; the settings' resolution must be theirs."""
     if opts["encoder_type"] not in ENCODER_KINDS:
         raise ValueError(f"encoder_type {opts['encoder_type']} is none of {', '.join(ENCODER_KINDS)}")
 
     def count(pattern: str) -> int:
         return sum(re.fullmatch(pattern, key) is not None for key in state)
 
-    levels = count(r"decoder\.to_rgbs\.\d+\.bias")
-    to_rgbs = ["decoder.to_rgb1", *(f"decoder.to_rgbs.{level}" for level in range(levels))]
-    generator = GeneratorConfig(
-        resolution=opts.get("stylegan_size") or opts["output_size"],
-        latent_dim=state["decoder.style.1.weight"].shape[1],
-        mapping_layers=count(r"decoder\.style\.\d+\.weight"),
-        channels=tuple(state[f"{to_rgb}.conv.weight"].shape[2] for to_rgb in to_rgbs),
-    )
+    parts = {key.removeprefix("decoder."): value for key, value in state.items() if key.startswith("decoder.")}
+    generator = GeneratorConfig.from_state(parts)
+    size = opts.get("stylegan_size") or opts["output_size"]
+    if generator.resolution != size:
+        raise ValueError(f"the settings name a generator of {size} px, the tensors are one of {generator.resolution}")
     blocks = count(r"encoder\.body\.\d+\.res_layer\.1\.weight")
     widths = [state[f"encoder.body.{block}.res_layer.1.weight"].shape[0] for block in range(blocks)]
     stages = [(width, len(list(group))) for width, group in groupby(widths)]

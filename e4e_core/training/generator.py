@@ -91,9 +91,8 @@ def train_generator(config: GeneratorTraining) -> Path:
     )
     run.resume()
     if not config.noise:
-        for module in (*generator.modules(), *average.modules()):
-            if isinstance(module, NoiseInjection):
-                nn.init.zeros_(module.weight.requires_grad_(False))
+        remove_noise(generator)
+        remove_noise(average)
     batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers)
     sample_z = torch.randn(64, config.latent_dim, generator=torch.Generator().manual_seed(1)).to(device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
@@ -132,6 +131,13 @@ def train_generator(config: GeneratorTraining) -> Path:
             to_sheet(sheet, columns=8).save(run.folder / f"samples_{progress.images:07d}.png")
     bar.close()
     return run.file
+
+
+def remove_noise(generator: Generator) -> None:
+    """Set the strength of all noise maps to zero and keep it there."""
+    for module in generator.modules():
+        if isinstance(module, NoiseInjection):
+            nn.init.zeros_(module.weight.requires_grad_(False))
 
 
 def draw_codes(generator: Generator, count: int, mixing: float) -> Tensor:
