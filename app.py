@@ -8,31 +8,28 @@ import io
 import logging
 import math
 import os
+import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from e4e_core.checkpoints import default_model_name, load_model, load_or_demo, registry
+from e4e_core.checkpoints import default_model_name, load_or_demo, registry
 from editing import Direction, Editor, Session
 from editing.export import save_png
 from errors import E4EError, ModelError, PhotoError
+from page.studio import Studio, Visit, label, milliseconds
 
 HERE = Path(__file__).resolve().parent
 VIEWS = ("face", "compare", "photo")  # the tabs, in order
-PREVIEW = 256  # pixels; what follows the hand where full pictures would lag behind it
-SLOW = 120  # ms; full pictures that take longer are preceded by previews
 FIELD = 800  # pixels; the longer side of the photo in its own small field
 LONGEST = 1600  # pixels; the photo is shown no larger than this, its download is full size
-MODELS = 3  # models kept in memory; a published one needs more than a gigabyte
-GONE = "The photo is no longer here, because the page was idle or disconnected; choose it again."
 FAILED = "Something went wrong here; try again, and reload the page if it happens again."
 
 HEADER = "<header><h1>Edit a face</h1><p>Choose a photo, move a slider, download the result.</p></header>"
@@ -45,6 +42,7 @@ WELCOME = """<div><svg viewBox="0 0 96 96" aria-hidden="true"><path d="M12 30V20
 FOOTER = """<footer>Edit only photos of yourself or of people who agreed, and say that a picture is edited when you
 share it. The sliders show what a model has learned from other people's photos, not facts about anyone. Your photo is
 kept in memory only, and only while this page is open.</footer>"""
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 BROWSE = "() => document.querySelector('#photo input[type=file]')?.click()"
 
 # All handlers that compute share one queue: one frame at a time, in the order of the events.
@@ -53,79 +51,6 @@ RENDERING = {"concurrency_id": "rendering", "concurrency_limit": 1}
 RAW = {"preprocess": False, "postprocess": False, "api_visibility": "private"}
 
 log = logging.getLogger("e4e")
-
-
-@dataclass(frozen=True)
-class Visit:
-    """What one open page holds on the server, in its own gr.State: no model, nothing that pages share.
-
-    Attributes:
-        model: the name that `session` was opened with.
-        session: the photo, None before the first one.
-        strengths, fidelity: where the sliders stand.
-        view: the open tab, one of VIEWS.
-        before: the aligned crop as a data URL.
-        full: the result at full size; None while it is out of date.
-    """
-
-    model: str
-    session: Session | None = None
-    strengths: dict[str, float] = field(default_factory=dict)
-    fidelity: float = 1.0
-    view: str = "face"
-    before: str = ""
-    full: Image.Image | None = None
-
-
-class Studio:
-    """The models of this process. All pages share them: an Editor holds nothing about any photo."""
-
-    def __init__(self, name: str, editor: Editor):
-        self._editors = {name: editor}  # the one used last is last
-        self._lock = threading.Lock()
-        self._loading = threading.Lock()
-        self._full_ms: dict[str, float] = {}  # what the last full picture of each model took
-
-    def editor(self, name: str, progress: Callable[[int, int], None] | None = None) -> Editor:
-        """The model of this name or path, loaded if need be; `progress` as in `load_model`. Raises E4EError."""
-        with self._lock:
-            if name in self._editors:
-                self._editors[name] = self._editors.pop(name)
-                return self._editors[name]
-        with self._loading:  # for minutes, perhaps; the pages of other models go on
-            if name not in self._editors:
-                loaded = Editor(load_model(name, progress=progress))
-                with self._lock:
-                    self._editors[name] = loaded
-                    while len(self._editors) > MODELS:
-                        self._editors.pop(next(iter(self._editors)))
-            return self._editors[name]
-
-    def render(self, visit: Visit, preview: bool) -> tuple[Image.Image, bool, float]:
-        """(picture, whether it is at full size, milliseconds); a preview only where full pictures are slow."""
-        editor = self.editor(visit.model)
-        start = time.perf_counter()
-        preview = preview and self._full_ms.get(visit.model, 0) > SLOW and editor.model.resolution > PREVIEW
-        picture = editor.render(visit.session, visit.strengths, visit.fidelity, PREVIEW if preview else None)
-        took = milliseconds(start)
-        if not preview:
-            self._full_ms[visit.model] = took
-        return picture, not preview, took
-
-    def where(self, name: str) -> str:
-        """For the status line: which model computes where and how precisely."""
-        model = self.editor(name).model
-        device = "CPU" if model.device.type == "cpu" else f"GPU ({model.device})"
-        return f"{Path(name).name} {model.resolution} px · {device} · {model.precision}"
-
-
-def label(name: str) -> str:
-    """What the page calls a model: its label in the registry, or the name of its file."""
-    return registry().get(name, {}).get("label") or Path(name).name
-
-
-def milliseconds(start: float) -> float:
-    return (time.perf_counter() - start) * 1000
 
 
 def data_url(picture: Image.Image) -> str:
@@ -146,10 +71,9 @@ def uploaded(file: dict[str, Any]) -> Path | io.BytesIO:
 
 
 def smaller(photo: Image.Image, longest: int) -> Image.Image:
-    """A copy whose longer side is at most `longest` pixels."""
-    copy = photo.copy()
-    copy.thumbnail((longest, longest), reducing_gap=2.0)
-    return copy
+    """The photo with a longer side of at most `longest` pixels."""
+    scale = longest / max(photo.size)
+    return photo if scale >= 1 else photo.resize([max(1, round(side * scale)) for side in photo.size], reducing_gap=2.0)
 
 
 def status_line(text: str, detail: str = "") -> str:
@@ -358,13 +282,13 @@ class Page:
         # Loading can take minutes and has a queue of its own, so that nobody else's sliders wait for it.
         self.picker.input(
             handle(self.load_model),
-            [self.picker, self.visit],
-            [self.picker, self.status],
+            [self.picker],
+            [self.status],
             concurrency_id="loading",
             concurrency_limit=1,
             show_progress_on=[self.status],
             **RAW,
-        ).then(handle(self.change_model), [self.picker, self.visit], [*opened, self.bank], **work)
+        ).then(handle(self.change_model), [self.picker, self.visit], [*opened, self.bank, self.picker], **work)
         for button, save in ((self.save_face, self.download_face), (self.save_photo, self.download_photo)):
             button.click(handle(save), [self.visit], [self.visit, self.file, self.status], **work).then(
                 fn=None, js="() => window.downloadReady()"
@@ -449,14 +373,7 @@ class Page:
         """The sliders stand somewhere else; `rest` says that they have stopped moving."""
         if bank != visit.model:
             return gr.skip()  # sliders of the model before, still on their way out
-        directions = self.studio.editor(bank).directions
-        # A number box sends None while it is empty, and whatever was typed into it.
-        strengths = {
-            name: min(max(strength or 0, directions[name].low), directions[name].high)
-            for name, strength in strengths.items()
-        }
-        fidelity = 1.0 if fidelity is None else min(max(fidelity, 0), 1)
-        visit = replace(visit, strengths=strengths, fidelity=fidelity, full=None)
+        visit = self.studio.move(visit, strengths, fidelity)
         if visit.session is None:
             return {self.visit: visit, self.status: status_line("Choose a photo first; the sliders will act on it.")}
         return self._show(visit, preview=not rest)
@@ -468,44 +385,27 @@ class Page:
         """The result in the open tab."""
         if visit.session is None:
             return {self.visit: visit}
-        editor = self.studio.editor(visit.model)
-        if visit.full is None:
-            picture, is_full, took = self.studio.render(visit, preview)
-            visit = replace(visit, full=picture if is_full else None)
-            speed = f"{took:.0f} ms"
-        else:
-            picture, speed = visit.full, ""
+        visit, picture, speed = self.studio.render(visit, preview)
         if visit.view == "face":
             value = {self.face: as_value(data_url(picture))}
         elif visit.view == "compare":
             value = {self.compare: [as_value(visit.before), as_value(data_url(picture))]}
         else:
             start = time.perf_counter()
-            value = {self.whole: as_value(data_url(smaller(editor.paste(visit.session, picture), LONGEST)))}
+            value = {self.whole: as_value(data_url(smaller(self.studio.paste(visit, picture), LONGEST)))}
             speed += f"{' + ' if speed else ''}{milliseconds(start):.0f} ms to paste"
         detail = " · ".join(filter(None, [self.studio.where(visit.model), speed]))
-        return {self.visit: visit, **value, self.status: status_line(text or self._edits(visit), detail)}
+        return {self.visit: visit, **value, self.status: status_line(text or self.studio.edits(visit), detail)}
 
-    def _edits(self, visit: Visit) -> str:
-        """The edits in words: "Smile +1.5, Age −1"."""
-        directions = self.studio.editor(visit.model).directions
-        edits = [f"{directions[name].label} {value:+g}" for name, value in visit.strengths.items() if value]
-        edits += [f"fidelity {visit.fidelity:g}"] if visit.fidelity < 1 else []
-        return (", ".join(edits) or "No edits").replace("-", "−")
-
-    def load_model(self, name: str, visit: Visit, progress=gr.Progress()) -> dict:  # noqa: B008
-        """Have the chosen model ready; if that fails, the picker goes back to the one in use."""
-        try:
-            self.studio.editor(name, lambda done, total: progress((done >> 20, total >> 20), "Downloading", unit="MB"))
-            return {self.status: status_line(f"{label(name)} is ready.", self.studio.where(name))}
-        except E4EError as error:
-            gr.Warning(html.escape(str(error), quote=False))
-            return {self.picker: visit.model, self.status: status_line(str(error), self.studio.where(visit.model))}
+    def load_model(self, name: str, progress=gr.Progress()) -> dict:  # noqa: B008
+        """Have the chosen model ready; the next handler changes over to it."""
+        self.studio.editor(name, lambda done, total: progress((done >> 20, total >> 20), "Downloading", unit="MB"))
+        return {self.status: status_line(f"{label(name)} is ready.", self.studio.where(name))}
 
     def change_model(self, name: str, visit: Visit) -> dict:
         """The photo, opened again with another model, whose sliders all stand at 0."""
-        if name == visit.model:
-            return gr.skip()
+        if name == visit.model or name not in self.studio:  # it could not be had
+            return {self.picker: visit.model}
         fresh = Visit(name, view=visit.view)
         if visit.session is None:
             return {self.visit: fresh, self.bank: name}
@@ -522,23 +422,20 @@ class Page:
             }
 
     def download_face(self, visit: Visit) -> dict:
-        return self._download(visit, "face", lambda picture: picture)
+        return self._download(visit, "face")
 
     def download_photo(self, visit: Visit) -> dict:
-        return self._download(
-            visit, "photo", lambda picture: self.studio.editor(visit.model).paste(visit.session, picture)
-        )
+        return self._download(visit, "photo")
 
-    def _download(self, visit: Visit, name: str, finish: Callable[[Image.Image], Image.Image]) -> dict:
+    def _download(self, visit: Visit, what: str) -> dict:
         """A PNG at full size in Gradio's temporary folder, which is emptied on schedule."""
         if visit.session is None:
-            raise PhotoError(GONE)
-        if visit.full is None:
-            visit = replace(visit, full=self.studio.render(visit, preview=False)[0])
-        picture = finish(visit.full)
+            raise PhotoError("The photo is no longer here, because this page was disconnected; choose it again.")
+        visit, picture, _ = self.studio.render(visit)
+        picture = picture if what == "face" else self.studio.paste(visit, picture)
         settings = {"model": Path(visit.model).name, "strengths": visit.strengths, "fidelity": visit.fidelity}
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"edited-{name}.png"
+            path = Path(folder) / f"edited-{what}.png"
             save_png(picture, path, settings)
             kept = self.file.move_resource_to_block_cache(path)
         text = f"{path.name} is {picture.width} × {picture.height} pixels."
@@ -551,39 +448,6 @@ class Page:
     def forget(self, request: gr.Request) -> None:
         """The page was closed: its photo goes at once, not after Gradio's hour."""
         self.blocks.state_holder.delete_state(request.session_hash)
-
-
-def theme() -> gr.Theme:
-    """Calm: warm greys, one accent, the system's own typeface, flat controls; light and dark."""
-    colours = {  # name: (light, dark)
-        "body_background_fill": ("#f7f6f3", "#141312"),
-        "background_fill_primary": ("#ffffff", "#1d1b1a"),
-        "background_fill_secondary": ("#efede9", "#282523"),
-        "block_background_fill": ("#ffffff", "#1d1b1a"),
-        "body_text_color": ("#211f1c", "#ece9e4"),
-        "body_text_color_subdued": ("#696359", "#a8a198"),
-        "border_color_primary": ("#e4e1db", "#34302d"),
-        "block_border_color": ("#e4e1db", "#34302d"),
-        "block_label_background_fill": ("#ffffff", "#1d1b1a"),
-        "block_label_text_color": ("#696359", "#a8a198"),
-        "input_background_fill": ("#f4f2ee", "#282523"),
-        "input_background_fill_focus": ("#f4f2ee", "#282523"),
-        "slider_color": ("#0f766e", "#2dd4bf"),
-        "button_primary_background_fill": ("#0f766e", "#2dd4bf"),
-        "button_primary_background_fill_hover": ("#115e59", "#5eead4"),
-        "button_primary_border_color": ("#0f766e", "#2dd4bf"),
-        "button_primary_text_color": ("#ffffff", "#10201e"),
-        "button_secondary_background_fill": ("#ffffff", "#282523"),
-        "button_secondary_background_fill_hover": ("#efede9", "#34302d"),
-        "button_secondary_border_color": ("#d9d5ce", "#403b37"),
-    }
-    system = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    base = gr.themes.Base(
-        primary_hue="teal", neutral_hue="stone", font=system, font_mono=["ui-monospace", "Consolas", "monospace"]
-    )
-    light = {name: pair[0] for name, pair in colours.items()}
-    dark = {f"{name}_dark": pair[1] for name, pair in colours.items()}
-    return base.set(**light, **dark, button_border_width="1px", button_large_radius="999px", block_radius="16px")
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -610,13 +474,15 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
+        if chosen.port:  # a port in use is told at once, not after the model has been loaded
+            socket.create_server((chosen.host or "127.0.0.1", chosen.port)).close()
         page = Page(*first_editor(chosen.model or default_model_name()))
         page.blocks.queue(max_size=200).launch(
             server_name=chosen.host,
             server_port=chosen.port,
-            theme=theme(),
-            css=(HERE / "page.css").read_text(encoding="utf-8"),
-            head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+            theme=gr.themes.Base(neutral_hue="stone", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"]),
+            css=(HERE / "page" / "page.css").read_text(encoding="utf-8"),
+            head=f"<script>{(HERE / 'page' / 'page.js').read_text(encoding='utf-8')}</script>",
             footer_links=[],
             run_history=False,
             max_file_size="100mb",

@@ -102,8 +102,9 @@ class Editor:
         return to_picture(_content(image, self.model.aspect))
 
     def paste(self, session: Session, picture: Image.Image) -> Image.Image:
-        """The photo with `picture` in the place of its crop; outside the crop it stays as it is."""
-        return alignment.paste_back(session.photo, picture, session.crop)
+        """The photo with the edit of `picture` in it; outside the crop, and without an edit, it stays as it is."""
+        unedited = self.render(session, {})
+        return alignment.paste_back(session.photo, picture, session.crop, unedited)
 
     def _encode(self, photo: Image.Image, faces: tuple[Face, ...], face: int) -> Session:
         if not faces and face:

@@ -29,7 +29,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 RESOLUTION = 512  # above the size of previews
 PATIENCE = 120_000  # ms; an idle machine needs a hundredth
 # With SLOW = 0 every drag shows previews first, whatever the speed of this machine.
-START = "import sys, app; app.SLOW = 0; sys.exit(app.main(sys.argv[1:]))"
+START = "import sys, app, page.studio; page.studio.SLOW = 0; sys.exit(app.main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="session")
