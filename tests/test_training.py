@@ -1,4 +1,5 @@
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from e4e_core.models.stylegan2 import Generator, GeneratorConfig
 from e4e_core.training.augment import Augment
 from e4e_core.training.data import EndlessOrder, Pictures
 from e4e_core.training.encoder import CodePool, EncoderTraining, active_deltas, train_encoder
-from e4e_core.training.generator import GeneratorTraining, draw_codes, grow, train_generator
+from e4e_core.training.generator import GeneratorTraining, draw_codes, load_generator, start_from, train_generator
 from e4e_core.training.losses import (
     DiscriminatorFeatures,
     delta_penalty,
@@ -236,12 +237,24 @@ def test_a_broken_state_and_other_settings_are_named(blobs: Path, small_run: Pat
 
 
 def test_growing_keeps_the_pictures(small_run: Path):
-    small = Generator(GeneratorConfig(32, 16, 2, CHANNELS))
-    small.load_state_dict(load_state(small_run / "state.pt")["g_ema"])
+    small, _ = load_generator(small_run)
     channels = (*CHANNELS, 4)
     large, critic = Generator(GeneratorConfig(64, 16, 2, channels)), Discriminator(channels)
-    grow(large, critic, small_run)
+    start_from(small_run, large, critic)
     codes = draw_codes(large, 2, mixing=0.0)
     with torch.no_grad():
         enlarged = large.to_rgbs[-1].upsample(small(codes[:, :8]))
         torch.testing.assert_close(large(codes), enlarged)
+
+
+def test_starting_from_other_widths_is_refused(small_run: Path):
+    wide = (16, 16, 16, 16)
+    with pytest.raises(TrainingError, match="does not fit"):
+        start_from(small_run, Generator(GeneratorConfig(32, 16, 2, wide)), Discriminator(wide))
+
+
+def test_generators_without_noise_render_the_same_every_time(blobs: Path, tmp_path: Path):
+    train_generator(replace(generator_settings(blobs, tmp_path, images=8), noise=False))
+    generator, _ = load_generator(tmp_path)
+    codes = draw_codes(generator, 2, mixing=0.0)
+    torch.testing.assert_close(generator(codes, random_noise=True), generator(codes, random_noise=True))

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from e4e_core.checkpoints import save_model
 from e4e_core.images import to_sheet
-from e4e_core.models.discriminators import Discriminator, LatentDiscriminator
+from e4e_core.models.discriminators import LatentDiscriminator
 from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
-from e4e_core.models.stylegan2 import Generator, GeneratorConfig
 from e4e_core.training.data import Pictures, endless_batches
+from e4e_core.training.generator import load_generator
 from e4e_core.training.losses import (
     DiscriminatorFeatures,
     delta_penalty,
@@ -22,7 +22,7 @@ from e4e_core.training.losses import (
     gradient_penalty,
     non_saturating,
 )
-from e4e_core.training.run import Progress, Run, load_state
+from e4e_core.training.run import Progress, Run
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class EncoderTraining:
     data: Path
     """Folder or zip of aligned pictures."""
     generator: Path
-    """Run folder of the generator's training."""
+    """Run folder of the generator's training, or a model folder with `discriminator.safetensors`."""
     out: Path
     """Folder of this run: its state, its sample sheets, its weights."""
     input_size: int = 64
@@ -124,7 +124,8 @@ def train_encoder(config: EncoderTraining) -> Path:
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
     generator, critic = load_generator(config.generator)
-    generator, perceptual = generator.to(device), DiscriminatorFeatures(critic).to(device)
+    generator = generator.to(device).eval().requires_grad_(False)
+    perceptual = DiscriminatorFeatures(critic).to(device)
     layers, dim = generator.config.num_layers, generator.config.latent_dim
     encoder = Encoder(
         EncoderConfig(
@@ -206,13 +207,3 @@ def train_encoder(config: EncoderTraining) -> Path:
 def resize(images: Tensor, size: int) -> Tensor:
     """float [n, 3, h, w] -> [n, 3, size, size], averaging over the area of each new pixel."""
     return images if images.shape[-1] == size else F.adaptive_avg_pool2d(images, size)
-
-
-def load_generator(folder: Path) -> tuple[Generator, Discriminator]:
-    """The averaged generator (frozen) and the discriminator of a run of `train_generator`."""
-    state = load_state(Path(folder) / "state.pt")
-    generator = Generator(GeneratorConfig.from_state(state["g_ema"]))
-    generator.load_state_dict(state["g_ema"])
-    discriminator = Discriminator(generator.config.channels)
-    discriminator.load_state_dict(state["d"])
-    return generator.eval().requires_grad_(False), discriminator

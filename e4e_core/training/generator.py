@@ -1,13 +1,16 @@
 """Training StyleGAN2 on a folder of aligned pictures (Karras et al. 2020)."""
 
 import copy
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from e4e_core.formats import read_folder
 from e4e_core.images import to_sheet
 from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig, NoiseInjection
@@ -15,6 +18,9 @@ from e4e_core.training.augment import Augment
 from e4e_core.training.data import Pictures, endless_batches
 from e4e_core.training.losses import discriminator_loss, gradient_penalty, non_saturating
 from e4e_core.training.run import Progress, Run, load_state
+from errors import TrainingError
+
+DISCRIMINATOR = "discriminator.safetensors"  # beside a model: the critic its generator was trained with
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class GeneratorTraining:
     """Noise maps in every layer. Without them all of a picture comes from its code, so that an encoder can find it."""
     ema_images: float = 10_000
     """Half-life of the averaged generator, in pictures."""
-    grow_from: Path | None = None
-    """Run folder at half the resolution whose weights to start from."""
+    start: Path | None = None
+    """Run or model folder whose weights to start from, of the same resolution or of half of it."""
     precision: str = "float32"
     """float32 or bfloat16 (which helps on GPUs and on CPUs with fast bfloat16)."""
     device: str = "cpu"
@@ -69,8 +75,8 @@ def train_generator(config: GeneratorTraining) -> Path:
     pictures = Pictures(config.data, config.resolution, mirror=True)
     generator = Generator(shape).to(device)
     discriminator = Discriminator(config.channels).to(device, memory_format=torch.channels_last)
-    if config.grow_from is not None:
-        grow(generator, discriminator, config.grow_from)
+    if config.start is not None:
+        start_from(config.start, generator, discriminator)
     average = copy.deepcopy(generator).requires_grad_(False)
     g_optimizer = torch.optim.Adam(generator.parameters(), config.learning_rate, betas=(0.0, 0.99))
     lazy = config.r1_every / (config.r1_every + 1)  # Karras et al. 2020, appendix B: rates for lazy regularisation
@@ -166,21 +172,46 @@ def sample(generator: Generator, z: Tensor, truncation: float) -> Tensor:
     return generator(w[:, None].expand(-1, generator.config.num_layers, -1))
 
 
-def grow(generator: Generator, discriminator: Discriminator, folder: Path) -> None:
-    """Start both networks from a run at half the resolution.
+def load_generator(folder: Path) -> tuple[Generator, Discriminator]:
+    """The averaged generator and the discriminator of a run, or of a model folder with `discriminator.safetensors`.
 
-    The generator's new `to_rgb` starts at zero, so that it first renders the smaller run's pictures, enlarged.
-    The discriminator gets a new first block in front of the smaller run's blocks.
+    Raises TrainingError if the folder holds neither, ModelError if the model is broken.
     """
-    state = load_state(Path(folder) / "state.pt")
-    generator.load_state_dict(state["g_ema"], strict=False)
+    if (folder / DISCRIMINATOR).is_file():
+        generator = read_folder(folder).decoder
+        critic_state = load_file(folder / DISCRIMINATOR)
+    else:
+        state = load_state(folder / "state.pt")
+        generator = Generator(GeneratorConfig.from_state(state["g_ema"]))
+        generator.load_state_dict(state["g_ema"])
+        critic_state = state["d"]
+    discriminator = Discriminator(generator.config.channels)
+    discriminator.load_state_dict(critic_state)
+    return generator, discriminator
+
+
+@torch.no_grad()
+def start_from(folder: Path, generator: Generator, discriminator: Discriminator) -> None:
+    """Copy the weights of trained networks of the same size, or of half the resolution, which then grow.
+
+    A grown generator's new `to_rgb` starts at zero, so that it first renders the smaller one's pictures, enlarged.
+    The discriminator gets a new first block in front of the smaller one's blocks.
+    Raises TrainingError if the shapes do not fit.
+    """
+    old_generator, old_discriminator = load_generator(folder)
+    old, new = old_generator.config, generator.config
+    shared = new.channels[: len(old.channels)]
+    if old != replace(new, resolution=old.resolution, channels=shared) or old.resolution < new.resolution // 2:
+        raise TrainingError(
+            f"{folder} holds {old}, which does not fit {new}; start from the same settings, or from half the resolution."
+        )
+    weights, critic_weights = old_generator.state_dict(), old_discriminator.state_dict()
+    if old == new:
+        generator.load_state_dict(weights)
+        discriminator.load_state_dict(critic_weights)
+        return
+    generator.load_state_dict(weights, strict=False)
     nn.init.zeros_(generator.to_rgbs[-1].conv.weight)
-    shifted = {}
-    for key, value in state["d"].items():
-        parts = key.split(".")
-        if parts[0] == "convs":
-            if parts[1] == "0":
-                continue
-            parts[1] = str(int(parts[1]) + 1)
-        shifted[".".join(parts)] = value
-    discriminator.load_state_dict(shifted, strict=False)
+    blocks = {key: value for key, value in critic_weights.items() if not key.startswith("convs.0.")}  # not the from-RGB
+    moved = {re.sub(r"(?<=^convs\.)\d+", lambda match: str(int(match[0]) + 1), key): blocks[key] for key in blocks}
+    discriminator.load_state_dict(moved, strict=False)
