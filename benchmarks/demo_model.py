@@ -23,7 +23,7 @@ from e4e_core.images import to_picture, to_sheet
 from e4e_core.models.e4e import E4E
 from e4e_core.training.data import Pictures
 from e4e_core.training.generator import sample
-from editing.attributes import embed, with_border
+from editing.attributes import embed, find_aligned_face, with_border
 from editing.directions import directions_for
 
 HOLDOUT = 500  # pictures at the end of the data that the encoder was not trained on
@@ -55,8 +55,13 @@ def nearest(images: Tensor, pictures: Pictures) -> tuple[Tensor, Tensor]:
 
 def identity_distances(images: Tensor, others: Tensor) -> np.ndarray:
     """dlib's distance of each pair; the same person is usually below 0.6. Pairs without a face are left out."""
-    pairs = [(embed(to_picture(a)), embed(to_picture(b))) for a, b in zip(images, others, strict=True)]
-    return np.array([np.linalg.norm(a - b) for a, b in pairs if a is not None and b is not None])
+    distances = []
+    for pair in zip(images, others, strict=True):
+        found = [find_aligned_face(to_picture(image)) for image in pair]
+        if all(found):
+            a, b = (embed(*face) for face in found)
+            distances.append(np.linalg.norm(a - b))
+    return np.array(distances)
 
 
 def enlarge(images: Tensor, side: int) -> Tensor:

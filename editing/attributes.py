@@ -39,8 +39,8 @@ def find_aligned_face(picture: Image.Image) -> tuple[Image.Image, Face] | None:
     return (bordered, faces[0]) if faces else None
 
 
-def measure(picture: Image.Image) -> dict[str, float] | None:
-    """Attributes of an aligned face; None when dlib finds no face.
+def measure(picture: Image.Image, face: Face) -> dict[str, float]:
+    """Attributes of an aligned picture and the face that `find_aligned_face` found in it.
 
     Returns:
         yaw: nose tip between the jaw's ends, 0 = frontal, ±1 = at one of them.
@@ -50,10 +50,7 @@ def measure(picture: Image.Image) -> dict[str, float] | None:
         eye_open: height of the eyes as a share of their width.
         bright: mean grey value, 0 … 255. light_lr: right half minus left half, in units of 255.
     """
-    found = find_aligned_face(picture)
-    if found is None:
-        return None
-    points = found[1].landmarks.astype(np.float64)  # [68, 2]
+    points = face.landmarks.astype(np.float64)  # [68, 2]
     left, right = points[LEFT_EYE].mean(0), points[RIGHT_EYE].mean(0)
     axis = right - left
     distance = np.linalg.norm(axis)
@@ -80,12 +77,8 @@ def measure(picture: Image.Image) -> dict[str, float] | None:
     }
 
 
-def embed(picture: Image.Image) -> np.ndarray | None:
-    """dlib's embedding of an aligned face, float64 [128], same person below a distance of 0.6; None without a face."""
-    found = find_aligned_face(picture)
-    if found is None:
-        return None
-    bordered, face = found
+def embed(bordered: Image.Image, face: Face) -> np.ndarray:
+    """dlib's embedding, float64 [128], of a face that `find_aligned_face` found; the same person is nearer than 0.6."""
     left, top, right, bottom = (round(side) for side in face.box)
     points = dlib.points([dlib.point(round(float(x)), round(float(y))) for x, y in face.landmarks])
     shape = dlib.full_object_detection(dlib.rectangle(left, top, right, bottom), points)

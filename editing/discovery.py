@@ -23,7 +23,7 @@ from e4e_core import load_model
 from e4e_core.images import to_picture
 from e4e_core.models.e4e import E4E
 from e4e_core.training.data import Pictures
-from editing.attributes import embed, measure
+from editing.attributes import embed, find_aligned_face, measure
 from editing.directions import Direction, DirectionSet
 from errors import E4EError, TrainingError
 
@@ -40,7 +40,7 @@ SLIDERS = {  # name: (label, group); the names are columns of the table of label
     "bright": ("Brightness", "Light"),
 }
 JUDGED = ("age", "gender")  # read off dlib's embedding by a model fitted on the labels; the others are measured
-STEPS = 9  # strengths tried in calibration, from -TRIED to TRIED
+STEPS = 7  # strengths tried in calibration, from -TRIED to TRIED
 TRIED = 6.0  # in standard deviations of the attribute, as the fit predicts them
 LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
 FOUND = 0.95  # share of edited faces that dlib must still find at a slider's ends
@@ -112,23 +112,22 @@ def fit_judges(pictures: Pictures, indices: Sequence[int], labels: dict[str, np.
     Ridge regression of each label on the embedding of the pictures at `indices`; `labels` are theirs.
     """
     judged = [name for name in JUDGED if name in labels]
-    if not judged:
-        return measure
     rows, kept = [], []
     for place, index in enumerate(tqdm(indices, desc="embedding")):
-        vector = embed(to_picture(pictures[index]))
-        if vector is not None:
-            rows.append(np.append(vector, 1.0))
+        found = find_aligned_face(to_picture(pictures[index]))
+        if found is not None:
+            rows.append(np.append(embed(*found), 1.0))
             kept.append(place)
     x = np.stack(rows)  # [m, 129]
-    y = np.stack([labels[name][kept] for name in judged], 1)  # [m, k]
+    y = np.array([labels[name][kept] for name in judged]).reshape(len(judged), -1).T  # [m, k], k may be 0
     weights = np.linalg.solve(x.T @ x + 1e-2 * np.eye(x.shape[1]), x.T @ y)  # [129, k]
 
     def judge(picture: Image.Image) -> dict[str, float] | None:
-        measured, vector = measure(picture), embed(picture)
-        if measured is None or vector is None:
+        found = find_aligned_face(picture)
+        if found is None:
             return None
-        return measured | dict(zip(judged, np.append(vector, 1.0) @ weights, strict=True))
+        answers = np.append(embed(*found), 1.0) @ weights
+        return measure(picture, found[1]) | dict(zip(judged, answers.tolist(), strict=True))
 
     return judge
 

@@ -203,7 +203,7 @@ def start_from(folder: Path, generator: Generator, discriminator: Discriminator)
     shared = new.channels[: len(old.channels)]
     if old != replace(new, resolution=old.resolution, channels=shared) or old.resolution < new.resolution // 2:
         raise TrainingError(
-            f"{folder} holds {old}, which does not fit {new}; start from the same settings, or from half the resolution."
+            f"{folder} holds {old}, which does not fit {new}; use the same settings, or half the resolution."
         )
     weights, critic_weights = old_generator.state_dict(), old_discriminator.state_dict()
     if old == new:
