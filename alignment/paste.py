@@ -50,7 +50,7 @@ def paste_back(
     for y in range(top, bottom, BAND):
         box = (left, y, right, min(y + BAND, bottom))
         part = np.asarray(photo.crop(box)).astype(np.float32)  # [h, w, 3]
-        new = _lay(pixels, crop, box, cv2.INTER_CUBIC).clip(0, 255)
+        new = _lay(pixels, crop, box, cv2.INTER_CUBIC)
         if unedited is not None:  # the fine detail of the photo that the model did not reproduce
             model = np.asarray(unedited, np.float32) + cv2.resize(correction, unedited.size)
             new += _lay(keep, crop, box, cv2.INTER_LINEAR)[..., None] * (part - _lay(model, crop, box, cv2.INTER_CUBIC))

@@ -32,7 +32,9 @@ HOLDOUT = 500  # pictures at the end of the data that the encoder was not traine
 def detection_rate(images: Tensor) -> float:
     """Share of pictures [n, 3, R, R] in which dlib finds a face, enlarged to 256 px with a border of 96 px."""
     detector = dlib.get_frontal_face_detector()
-    found = [len(detector(np.asarray(with_border(to_picture(image))), 0)) > 0 for image in tqdm(images, "detecting")]
+    found = [
+        len(detector(np.asarray(with_border(to_picture(image), 256)), 0)) > 0 for image in tqdm(images, "detecting")
+    ]
     return float(np.mean(found))
 
 

@@ -17,7 +17,7 @@ from alignment import Face, find_faces
 from errors import ModelError
 
 BORDER = 0.375  # of the picture's side, added all around: aligned faces fill the picture, dlib wants room
-SIDE = 256  # px, the size at which aligned pictures are measured
+SIDE = 128  # px, the size at which aligned pictures are measured
 _lock = threading.Lock()
 
 LEFT_EYE, RIGHT_EYE, LIPS = slice(36, 42), slice(42, 48), slice(48, 68)
@@ -25,10 +25,10 @@ MOUTH_CORNERS, NOSE_TIP, JAW_ENDS, INNER_LIPS = [48, 54], 30, [0, 16], [62, 66]
 EYE_LIDS = [(37, 41, 38, 40, 36, 39), (43, 47, 44, 46, 42, 45)]  # two heights and the width of each eye
 
 
-def with_border(picture: Image.Image) -> Image.Image:
-    """An aligned picture, enlarged to 256 px, with its edge pixels repeated for 96 px around it."""
-    pixels = np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    margin = round(BORDER * SIDE)
+def with_border(picture: Image.Image, side: int = SIDE) -> Image.Image:
+    """An aligned picture at `side` pixels, with its edge pixels repeated around it (96 px for a side of 256)."""
+    pixels = np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+    margin = round(BORDER * side)
     return Image.fromarray(cv2.copyMakeBorder(pixels, margin, margin, margin, margin, cv2.BORDER_REPLICATE))
 
 

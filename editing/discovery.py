@@ -40,6 +40,7 @@ SLIDERS = {  # name: (label, group); the names are columns of the table of label
     "bright": ("Brightness", "Light"),
 }
 JUDGED = ("age", "gender")  # read off dlib's embedding by a model fitted on the labels; the others are measured
+JUDGED_ON = 600  # photos whose embeddings are fitted to the labels
 STEPS = 7  # strengths tried in calibration, from -TRIED to TRIED
 TRIED = 6.0  # in standard deviations of the attribute, as the fit predicts them
 LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
@@ -232,9 +233,9 @@ def learn(
     kept = order.sample(range(count - holdout, count), min(2 * faces, holdout))
     attributes = read_labels(labels, [pictures.names[i] for i in shown])
     vectors = fit_directions(invert_all(model, pictures, shown), attributes)
-    few = shown[: min(1500, len(shown))]
+    few = shown[:JUDGED_ON]
     judge = fit_judges(pictures, few, {name: column[: len(few)] for name, column in attributes.items()})
-    real = [judge(to_picture(pictures[i])) for i in tqdm(few[:400], desc="measuring photos")]
+    real = [judge(to_picture(pictures[i])) for i in tqdm(few[: JUDGED_ON // 2], desc="measuring photos")]
     spread = {name: float(np.std([r[name] for r in real if r is not None])) for name in attributes}
     codes = invert_all(model, pictures, kept)
     tuning, testing = codes[: len(codes) // 2], codes[len(codes) // 2 :]
