@@ -7,6 +7,7 @@ writes `directions.safetensors` and `directions.json` into the model's folder.
 
 import argparse
 import csv
+import math
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -42,8 +43,9 @@ SLIDERS = {  # name: (label, group); the names are columns of the table of label
 JUDGED = ("age", "gender")  # read off dlib's embedding by a model fitted on the labels; the others are measured
 JUDGED_ON = 600  # photos whose embeddings are fitted to the labels
 STEPS = 7  # strengths tried in calibration, from -TRIED to TRIED
-TRIED = 6.0  # in standard deviations of the attribute, as the fit predicts them
+TRIED = 1.5  # in lengths of the codes' own spread, whatever length the fit gave the direction
 LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
+LEAST = 0.3  # a direction that moves its attribute by less at both ends is not worth a slider
 FOUND = 0.95  # share of edited faces that dlib must still find at a slider's ends
 
 Measure = Callable[[Image.Image], dict[str, float] | None]
@@ -150,36 +152,38 @@ def curve(answers: list[list], name: str) -> np.ndarray:
 
 def calibrate(
     direction: Direction, name: str, model: E4E, codes: Tensor, judge: Measure, spread: dict[str, float]
-) -> Direction:
+) -> Direction | None:
     """The direction scaled so that strength 1 moves its attribute by one standard deviation, with a range and figures.
 
     The range is the largest one, up to LIMIT either way, over which the mean attribute keeps rising and dlib keeps
-    finding the faces. A direction that turns out to lower its attribute is reversed.
+    finding the faces. A direction that turns out to lower its attribute is reversed; None for one that hardly
+    moves it.
 
     Args: codes float32 [n, L, D] of held-out faces; spread: each attribute's standard deviation in the data.
     """
+    length = codes.flatten(1).std(0).norm() / direction.vectors.norm()
+    direction = replace(direction, vectors=direction.vectors * length)
     strengths = np.linspace(-TRIED, TRIED, STEPS)
     answers = response(model, codes, direction.vectors, strengths.tolist(), judge)
     values = curve(answers, name) / spread[name]  # [STEPS, n] in standard deviations
-    found = np.isfinite(values).mean(1)
-    mean = np.nanmean(values - values[STEPS // 2], 1)
-    middle = STEPS // 2
-    slope = (mean[middle + 1] - mean[middle - 1]) / (strengths[middle + 1] - strengths[middle - 1])
-    ends = []
-    for side in (-1, 1):
-        end = middle
-        while (
-            0 <= end + side < STEPS
-            and found[end + side] >= FOUND
-            and side * np.sign(slope) * (mean[end + side] - mean[end]) > 0
-            and abs(mean[end]) < LIMIT
-        ):
-            end += side
-        reached, beyond = abs(mean[end]), abs(strengths[end])
-        ends.append(float(beyond * min(1.0, LIMIT / max(reached, 1e-9)) * abs(slope)))
-    low, high = ends if slope > 0 else ends[::-1]
-    low, high = max(round(low * 2) / 2, 0.5), max(round(high * 2) / 2, 0.5)
-    return replace(direction, vectors=direction.vectors / slope, low=-low, high=high)
+    found, middle = np.isfinite(values).mean(1), STEPS // 2
+    safe = found >= FOUND
+    mean = np.full(STEPS, np.nan)
+    mean[safe] = np.nanmean(values[safe] - values[middle], 1)
+    sign = np.sign(np.nansum(mean * strengths)) or 1.0
+    ends = [middle, middle]
+    for i, side in enumerate((-1, 1)):
+        here, there = middle, middle + side
+        while 0 <= there < STEPS and side * sign * (mean[there] - mean[here]) > 0 and abs(mean[here]) < LIMIT:
+            here, there = there, there + side
+        ends[i] = here
+    reach = np.abs(mean[ends])  # in standard deviations
+    if reach.max() < LEAST:
+        return None
+    slope = sign * reach.sum() / (strengths[ends[1]] - strengths[ends[0]])  # standard deviations per length
+    low, high = (abs(strengths[end] * slope) for end in (ends if sign > 0 else ends[::-1]))
+    low, high = (max(0.25, math.floor(4 * min(end, LIMIT)) / 4) for end in (low, high))
+    return replace(direction, vectors=direction.vectors / float(slope), low=-low, high=high)
 
 
 def figures(
@@ -244,6 +248,8 @@ def learn(
         label, group = SLIDERS[name]
         direction = Direction(label, group, -1.0, 1.0, vector, source=f"learned from {len(shown)} labelled photos")
         direction = calibrate(direction, name, model, tuning, judge, spread)
+        if direction is None:
+            continue
         measured = figures(direction, name, model, testing, judge, spread)
         directions[name] = replace(direction, measured=measured)
     return DirectionSet(directions)
