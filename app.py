@@ -81,10 +81,12 @@ def status_line(text: str, detail: str = "") -> str:
 
 
 def step(direction: Direction) -> float:
-    """About a hundredth of a slider's range: 1, 2 or 5 times a power of ten."""
+    """About a hundredth of a slider's range: 1, 2 or 5 times a power of ten, such that 0 is one of the steps."""
     rough = (direction.high - direction.low) / 100
     power = 10.0 ** math.floor(math.log10(rough))
-    return round(power * next(factor for factor in (5, 2, 1) if factor * power <= rough * 1.001), 12)
+    fine = [factor * power for factor in (5, 2, 1) if factor * power <= rough * 1.001]
+    hits_zero = (size for size in fine if math.isclose(direction.low / size, round(direction.low / size), abs_tol=1e-6))
+    return round(next(hits_zero, power), 12)
 
 
 def zeros(directions: Mapping[str, Direction]) -> str:
