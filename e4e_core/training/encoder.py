@@ -120,7 +120,6 @@ def train_encoder(config: EncoderTraining) -> Path:
 
     Raises TrainingError for unusable data or states.
     """
-    torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
     generator, critic = load_generator(config.generator)

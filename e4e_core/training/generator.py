@@ -68,7 +68,6 @@ class GeneratorTraining:
 
 def train_generator(config: GeneratorTraining) -> Path:
     """Run or continue the training; returns the saved state. Raises TrainingError for unusable data or states."""
-    torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
     shape = GeneratorConfig(config.resolution, config.latent_dim, config.mapping_layers, config.channels)
