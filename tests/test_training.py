@@ -1,30 +1,43 @@
+import json
+import multiprocessing
+import os
+import socket
+import tarfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from e4e_core.checkpoints import export_published, load_model
 from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
+from e4e_core.training import encoder, generator
 from e4e_core.training.augment import Augment
 from e4e_core.training.data import EndlessOrder, Pictures
-from e4e_core.training.encoder import CodePool, EncoderTraining, active_deltas, train_encoder
-from e4e_core.training.generator import GeneratorTraining, draw_codes, load_generator, start_from, train_generator
-from e4e_core.training.losses import (
-    DiscriminatorFeatures,
-    delta_penalty,
-    discriminator_loss,
-    gradient_penalty,
-    non_saturating,
+from e4e_core.training.encoder import EncoderTraining, active_deltas, train_encoder
+from e4e_core.training.generator import (
+    GeneratorTraining,
+    draw_codes,
+    export_generator,
+    load_generator,
+    start_from,
+    train_generator,
 )
+from e4e_core.training.latents import CodePool
+from e4e_core.training.processes import Processes
 from e4e_core.training.run import Run, load_state
+from e4e_core.training.settings import PRESETS, FacesTraining
 from errors import TrainingError
 
 CHANNELS = (8, 8, 8, 8)
+T = TypeVar("T", EncoderTraining, GeneratorTraining)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +84,7 @@ def encoder_settings(blobs: Path, small_run: Path, out: Path, images: int) -> En
         out=out,
         input_size=32,
         stem=8,
-        stages=(8, 8, 16, 16),
+        stages=(8, 12, 16, 20),
         blocks=(1, 1, 1, 1),
         pyramid=16,
         images=images,
@@ -87,42 +100,14 @@ def encoder_settings(blobs: Path, small_run: Path, out: Path, images: int) -> En
     )
 
 
-def test_delta_penalty_is_the_summed_length_of_the_offsets():
-    codes = torch.zeros(2, 3, 4)
-    codes[0, 1, 0] = 3.0
-    codes[0, 2, 1] = 4.0
-    codes[:, :] += torch.tensor([5.0, -2.0, 0.0, 1.0])
-    codes.requires_grad_(True)
-    penalty = delta_penalty(codes)
-    penalty.backward()
-    assert penalty.item() == pytest.approx((3 + 4) / 2)
-    assert codes.grad.isfinite().all()
-
-
-def test_adversarial_losses_match_their_formulas():
-    real, fake = torch.tensor([0.3, -1.0]), torch.tensor([0.7, 2.0])
-    expected = -torch.sigmoid(real).log().mean() - (1 - torch.sigmoid(fake)).log().mean()
-    torch.testing.assert_close(discriminator_loss(real, fake), expected)
-    torch.testing.assert_close(non_saturating(fake), -torch.sigmoid(fake).log().mean())
-
-
-def test_gradient_penalty_of_a_linear_critic_is_its_squared_norm():
-    critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1, bias=False))
-    penalty = gradient_penalty(critic, torch.randn(5, 3, 2, 2))
-    torch.testing.assert_close(penalty, critic[1].weight.square().sum())
-
-
-def test_perceptual_distance_is_zero_for_the_same_picture_and_ignores_feature_scale():
-    torch.manual_seed(0)
-    distance = DiscriminatorFeatures(Discriminator(CHANNELS))
-    a, b = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32)
-    assert distance(a, a).item() == 0
-    assert 0 < distance(a, b).item() <= 4  # unit vectors are at most 2 apart
-
-
 def test_progressive_schedule(blobs: Path, small_run: Path, tmp_path: Path):
     settings = encoder_settings(blobs, small_run, tmp_path, 100)
     assert [active_deltas(settings, n, num_layers=8) for n in (0, 7, 8, 11, 12, 32, 1000)] == [0, 0, 1, 1, 2, 7, 7]
+
+
+def test_offsets_of_a_finished_encoder_are_never_lost(blobs: Path, small_run: Path, tmp_path: Path):
+    settings = encoder_settings(blobs, small_run, tmp_path, 100)
+    assert [active_deltas(settings, n, 8, first=5) for n in (0, 8, 24, 28, 1000)] == [5, 5, 5, 6, 7]
 
 
 def test_pool_returns_past_codes_and_never_grows():
@@ -176,11 +161,17 @@ def test_pictures_of_folder_and_zip_are_the_same_and_mirrored(blobs: Path, tmp_p
     assert len(packed) == len(unpacked) == 24
     torch.testing.assert_close(packed[3], unpacked[3])
     torch.testing.assert_close(packed[15], packed[3].flip(2))
-    assert len(Pictures(blobs, 32, holdout=2)) == 10
+    kept, held = Pictures(blobs, 32, holdout=2), Pictures(blobs, 32, holdout=2, held=True)
+    assert (len(kept), len(held)) == (10, 2) and kept.names + held.names == packed.names
+    with tarfile.open(tmp_path / "blobs.tar", "w") as archive:
+        for name in packed.names:
+            archive.add(tmp_path / name, name)
+    torch.testing.assert_close(Pictures(tmp_path / "blobs.tar", 32)[3], packed[3])
+    assert Pictures(blobs, 32, aspect=(4, 3))[0].shape == (3, 24, 32)
 
 
 def test_unusable_data_is_named(tmp_path: Path):
-    with pytest.raises(TrainingError, match="neither a folder nor a zip"):
+    with pytest.raises(TrainingError, match="neither a folder nor a zip or tar"):
         Pictures(tmp_path / "missing", 32)
     with pytest.raises(TrainingError, match="too few pictures"):
         Pictures(tmp_path, 32)
@@ -211,23 +202,176 @@ def test_a_stopped_generator_run_continues_as_if_it_had_not_stopped(blobs: Path,
     assert_same_state(load_state(small_run / "state.pt"), load_state(tmp_path / "g" / "state.pt"))
 
 
-def test_a_killed_encoder_run_continues_as_if_it_had_not_stopped(
-    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    train_encoder(encoder_settings(blobs, small_run, tmp_path / "whole", images=24))
-    settings = encoder_settings(blobs, small_run, tmp_path / "split", images=24)
-    save = Run.save
+def recorded(train: Callable[[T], Path], settings: T, die_at: int | None = None) -> list[dict[str, float]]:
+    """The losses of every step of a training, which dies right after the save at `die_at` pictures."""
+    module = encoder if train is train_encoder else generator
+    losses, step, save = [], module.Training.step, Run.save
+
+    def noted(training: object, *args: object, **options: object) -> dict[str, torch.Tensor]:
+        terms = step(training, *args, **options)
+        losses.append({name: training.processes.mean(term).item() for name, term in terms.items()})
+        return terms
 
     def save_and_die(run: Run) -> None:
         save(run)
-        if run.parts["progress"].images == 16:
+        if run.parts["progress"].images == die_at:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.Training, "step", noted)
         patch.setattr(Run, "save", save_and_die)
-        train_encoder(settings)
-    train_encoder(settings)
+        if die_at is None:
+            train(settings)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                train(settings)
+    return losses
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"decoder_rate": 1e-2, "samples": 4}, {"optimizer": "ranger", "kind": "w", "batch": 1, "synthetic": 0}],
+    ids=["frozen", "learning-decoder", "ranger-batch-1"],
+)
+def test_a_killed_encoder_run_continues_as_if_it_had_not_stopped(
+    options: dict, blobs: Path, small_run: Path, tmp_path: Path
+):
+    settings = replace(encoder_settings(blobs, small_run, tmp_path / "whole", images=24), holdout=2, **options)
+    whole = recorded(train_encoder, settings)
+    settings = replace(settings, out=tmp_path / "split")
+    before = recorded(train_encoder, settings, die_at=16)
+    after = recorded(train_encoder, settings)
+    assert before + after == whole
     assert_same_state(load_state(tmp_path / "whole/state.pt"), load_state(tmp_path / "split/state.pt"))
+
+
+def test_a_learning_decoder_moves_and_its_average_is_kept(blobs: Path, small_run: Path, tmp_path: Path):
+    first, first_critic = load_generator(small_run)
+    settings = replace(encoder_settings(blobs, small_run, tmp_path, images=16), decoder_rate=1e-2, samples=4)
+    folder = train_encoder(settings)
+    state = load_state(tmp_path / "state.pt")
+    saved, critic = load_generator(folder)
+    for name, weight in saved.named_parameters():
+        torch.testing.assert_close(weight, state["g_ema"][name], rtol=0, atol=0)
+    moved = [n for n, p in first.named_parameters() if not torch.equal(p, state["g"][n])]
+    assert {name.partition(".")[0] for name in moved} >= {"style", "input", "convs", "to_rgbs"}
+    assert not torch.equal(saved.conv1.conv.weight, state["g"]["conv1.conv.weight"]), "the average is not the newest"
+    assert not torch.equal(critic.final_conv[0].weight, first_critic.final_conv[0].weight)
+    assert sorted(path.name for path in tmp_path.glob("samples_*")) == ["samples_0000008.png", "samples_0000016.png"]
+    codes = load_model(folder, device="cpu").invert(torch.zeros(1, 3, 32, 32))
+    assert codes.shape == (1, 8, 16)
+
+
+def test_validation_changes_nothing_of_the_run(blobs: Path, small_run: Path, tmp_path: Path):
+    often = replace(encoder_settings(blobs, small_run, tmp_path / "often", 16), holdout=3, save_every=4)
+    train_encoder(often)
+    train_encoder(replace(often, out=tmp_path / "once", save_every=100))
+    a, b = load_state(tmp_path / "often/state.pt"), load_state(tmp_path / "once/state.pt")
+    a["progress"].pop("best"), b["progress"].pop("best")
+    assert_same_state(a, b)
+    assert (tmp_path / "often/best/model.safetensors").is_file()
+    assert list((tmp_path / "often/tensorboard").iterdir())
+    assert json.loads((tmp_path / "often/settings.json").read_text())["save_every"] == 4
+
+
+@pytest.mark.parametrize("kind", ["psp", "w"])
+def test_other_encoder_kinds_have_neither_critic_nor_penalty(kind: str, blobs: Path, small_run: Path, tmp_path: Path):
+    losses = recorded(train_encoder, replace(encoder_settings(blobs, small_run, tmp_path, images=8), kind=kind))
+    assert losses[0].keys() == {"l2", "perc", "known"}
+    codes = load_model(tmp_path / "model", device="cpu").invert(torch.rand(1, 3, 32, 32))
+    assert (codes.std(1).max().item() > 1e-6) == (kind == "psp")
+
+
+def test_wide_pictures_fill_the_middle_rows(blobs: Path, small_run: Path, tmp_path: Path):
+    settings = replace(encoder_settings(blobs, small_run, tmp_path, images=8), aspect=(4, 3), template=None)
+    model = load_model(train_encoder(settings), device="cpu")
+    assert model.aspect == (4, 3) and model.invert(torch.zeros(1, 3, 24, 32)).shape == (1, 8, 16)
+
+
+def test_every_preset_can_be_built():
+    for preset in PRESETS.values():
+        settings = preset(data=Path("d"), generator=Path("g"), out=Path("o"))
+        assert settings.images % settings.batch == 0
+    assert FacesTraining(Path("d"), Path("g"), Path("o")).identity == 0.1
+
+
+def test_a_trained_model_goes_to_the_published_layout_and_back(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("E4E_CACHE", str(tmp_path / "cache"))
+    folder = train_encoder(encoder_settings(blobs, small_run, tmp_path / "run", images=16))
+    model = load_model(folder, device="cpu", precision="float32")
+    export_published(model, tmp_path / "model.pt")
+    again = load_model(tmp_path / "model.pt", device="cpu", precision="float32")
+    image = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(again.invert(image), model.invert(image))
+    assert again.encoder.num_deltas == model.encoder.num_deltas == 2
+    settings = replace(encoder_settings(blobs, small_run, tmp_path / "on", 4), start=tmp_path / "model.pt")
+    train_encoder(settings)
+    assert load_model(tmp_path / "on/model", device="cpu").encoder.num_deltas == 2
+
+
+def test_generators_are_exported_and_read_in_the_widely_used_layout(blobs: Path, small_run: Path, tmp_path: Path):
+    file = tmp_path / "g.pt"
+    export_generator(small_run, file)
+    content = torch.load(file, weights_only=True)
+    assert content.keys() == {"g_ema", "latent_avg", "d"} and content["latent_avg"].shape == (16,)
+    first, _ = load_generator(small_run)
+    again, critic = load_generator(file)
+    codes = draw_codes(first, 2, mixing=0.0)
+    torch.testing.assert_close(again(codes), first(codes))
+    assert critic is not None
+    torch.save({"g_ema": content["g_ema"]}, file)
+    train_generator(replace(generator_settings(blobs, tmp_path / "g", images=8), start=file, path_length=2.0))
+    assert load_state(tmp_path / "g/state.pt")["path_length"]["mean"] > 0
+    with pytest.raises(TrainingError, match="has no discriminator"):
+        train_encoder(encoder_settings(blobs, file, tmp_path / "e", images=8))
+
+
+def worker(rank: int, port: int, train: Callable[[T], Path], settings: T, file: Path) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    losses = recorded(train, settings)
+    if rank == 0:
+        file.write_text(json.dumps(losses))
+
+
+@pytest.mark.parametrize("which", ["encoder", "generator"])
+def test_two_processes_have_the_losses_of_one(which: str, blobs: Path, small_run: Path, tmp_path: Path):
+    pytest.importorskip("accelerate")
+    if which == "encoder":
+        train = train_encoder
+        settings = encoder_settings(blobs, small_run, tmp_path / "one", images=32)
+        settings = replace(settings, batch=8, samples=8, decoder_rate=1e-3, holdout=2)
+    else:
+        train, settings = train_generator, generator_settings(blobs, tmp_path / "one", images=32)
+        settings = replace(settings, batch=8, noise=False)
+    alone = recorded(train, settings)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = replace(settings, out=tmp_path / "two")
+    fork = multiprocessing.get_context("fork")  # spares both the seconds that importing torch takes
+    arguments = (port, train, settings, tmp_path / "losses.json")
+    workers = [fork.Process(target=worker, args=(rank, *arguments), daemon=True) for rank in range(2)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join(240)
+    assert [process.exitcode for process in workers] == [0, 0]
+    together = json.loads((tmp_path / "losses.json").read_text())
+    assert len(together) == len(alone) == 4
+    for here, there in zip(alone, together, strict=True):
+        assert there == pytest.approx(here, abs=1e-4, rel=1e-4)
+
+
+def test_batches_that_processes_cannot_share_are_refused():
+    processes = Processes("cpu")
+    processes.count = 3
+    with pytest.raises(TrainingError, match="3 processes cannot share"):
+        processes.check(9, 8)
 
 
 def test_a_broken_state_and_other_settings_are_named(blobs: Path, small_run: Path, tmp_path: Path):

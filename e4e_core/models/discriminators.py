@@ -68,7 +68,10 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[n, 3, r, r] in [-1, 1] -> logits [n], high for pictures taken for real ones."""
-        x = self.convs(images)
+        return self.judge(self.convs(images))
+
+    def judge(self, x: Tensor) -> Tensor:
+        """The last of the `features`, [n, c, 4, 4] -> logits [n]."""
         x = torch.cat([x, _stddev_channel(x)], 1)  # [n, c+1, 4, 4]
         x = self.final_conv(x).flatten(1).float()  # [n, c*16]
         return self.final_linear(x).squeeze(1)

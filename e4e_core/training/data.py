@@ -1,8 +1,10 @@
-"""Training pictures: a folder or a zip of aligned photos, in an order that a stopped run can continue."""
+"""Training pictures: a folder, zip or tar of aligned photos, in an order that a stopped run can continue."""
 
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,28 +19,44 @@ PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 class Pictures(Dataset):
-    """All pictures below a folder or inside a zip file, sorted by name, as float32 [3, size, size] in [-1, 1].
+    """All pictures below a folder or inside a zip or (WebDataset) tar, sorted by name, in [-1, 1].
 
-    With `mirror`, item i + n is picture i mirrored left to right, and there are 2n items. The last `holdout`
-    pictures are left out, to be measured on.
+    Each is float32 [3, size · height / width, size] of the `aspect` (width, height). With `mirror`, item i + n is
+    picture i mirrored left to right, and there are 2n items. The last `holdout` pictures are left out, to be measured
+    on; with `held` there are only those.
     Raises TrainingError when there is no picture, or when one cannot be read.
     """
 
-    def __init__(self, path: str | Path, size: int, mirror: bool = False, holdout: int = 0):
+    def __init__(
+        self,
+        path: str | Path,
+        size: int,
+        mirror: bool = False,
+        holdout: int = 0,
+        held: bool = False,
+        aspect: tuple[int, int] = (1, 1),
+    ):
         self.path = Path(path)
-        self.size = size
+        self.size = (size, size * aspect[1] // aspect[0])
         self.mirror = mirror
         self._zip: zipfile.ZipFile | None = None
+        self._places: dict[str, tuple[int, int]] = {}  # inside a tar: where a file's bytes start, and how many
         if self.path.is_dir():
             found = (str(p.relative_to(self.path)) for p in self.path.rglob("*"))
         elif zipfile.is_zipfile(self.path):
             found = iter(zipfile.ZipFile(self.path).namelist())
+        elif self.path.is_file() and tarfile.is_tarfile(self.path):
+            self._places = _places(self.path)
+            found = iter(self._places)
         else:
-            raise TrainingError(f"{self.path} is neither a folder nor a zip file of pictures; check --data.")
-        self.names = sorted(name for name in found if Path(name).suffix.lower() in PICTURE_SUFFIXES)
-        self.names = self.names[: len(self.names) - holdout]
+            raise TrainingError(f"{self.path} is neither a folder nor a zip or tar file of pictures; check --data.")
+        names = sorted(name for name in found if Path(name).suffix.lower() in PICTURE_SUFFIXES)
+        shown = max(len(names) - holdout, 0)
+        self.names = names[shown:] if held else names[:shown]
         if not self.names:
-            raise TrainingError(f"{self.path} holds too few pictures; add png, jpg, webp, bmp or tif files.")
+            raise TrainingError(
+                f"{self.path} holds too few pictures; add png, jpg, webp, bmp or tif files, or lower --holdout."
+            )
 
     def __len__(self) -> int:
         return len(self.names) * (2 if self.mirror else 1)
@@ -49,17 +67,30 @@ class Pictures(Dataset):
             picture = Image.open(self._open(name)).convert("RGB")
         except (OSError, UnidentifiedImageError, zipfile.BadZipFile) as error:
             raise TrainingError(f"{name} in {self.path} cannot be read ({error}); remove it and resume.") from error
-        if picture.size != (self.size, self.size):
-            picture = picture.resize((self.size, self.size), Image.Resampling.BOX)
+        if picture.size != self.size:
+            picture = picture.resize(self.size, Image.Resampling.BOX)
         image = to_tensor(picture)[0]
         return image.flip(2) if index >= len(self.names) else image
 
     def _open(self, name: str) -> BytesIO | Path:
         if self.path.is_dir():
             return self.path / name
+        if self._places:
+            start, length = self._places[name]
+            with self.path.open("rb") as file:
+                file.seek(start)
+                return BytesIO(file.read(length))
         if self._zip is None:  # one handle per worker process
             self._zip = zipfile.ZipFile(self.path)
         return BytesIO(self._zip.read(name))
+
+
+def _places(path: Path) -> dict[str, tuple[int, int]]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            return {member.name: (member.offset_data, member.size) for member in archive if member.isfile()}
+    except tarfile.TarError as error:
+        raise TrainingError(f"{path} cannot be read in any order; write the tar without compression.") from error
 
 
 class EndlessOrder(Sampler[int]):
@@ -78,8 +109,25 @@ class EndlessOrder(Sampler[int]):
             epoch, offset = epoch + 1, 0
 
 
-def endless_batches(pictures: Pictures, batch: int, seed: int, start: int, workers: int) -> Iterator[Tensor]:
-    """float32 [batch, 3, size, size] without end, continuing after `start` pictures of the order that `seed` gives."""
-    order = EndlessOrder(len(pictures), seed, start)
+class EveryNth(Sampler[int]):
+    """One process's share of an order: the items at `first`, `first` + `step`, …"""
+
+    def __init__(self, order: EndlessOrder, first: int, step: int):
+        self.order, self.first, self.step = order, first, step
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(self.order, self.first, None, self.step)
+
+
+def endless_batches(
+    pictures: Pictures, batch: int, seed: int, start: int, workers: int, share: tuple[int, int] = (0, 1)
+) -> Iterator[Tensor]:
+    """float32 [batch / count, 3, h, w] without end, continuing after `start` pictures of the order that `seed` gives.
+
+    Args: share: (rank, count) of the process, which gets every `count`-th picture of each batch.
+    """
+    rank, count = share
+    order = EveryNth(EndlessOrder(len(pictures), seed, start), rank, count)
     own_random = torch.Generator()  # the loader must not draw from torch's, whose state a resumed run restores
-    return iter(DataLoader(pictures, batch_size=batch, sampler=order, num_workers=workers, generator=own_random))
+    size = batch // count
+    return iter(DataLoader(pictures, batch_size=size, sampler=order, num_workers=workers, generator=own_random))

@@ -1,6 +1,5 @@
-"""Training the e4e encoder on a frozen generator (Tov et al. 2021)."""
+"""Training an encoder (e4e: Tov et al. 2021; pSp: Richardson et al. 2021) on a generator, frozen or learning."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,111 +7,35 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from e4e_core.checkpoints import save_model
-from e4e_core.images import to_sheet
-from e4e_core.models.discriminators import LatentDiscriminator
+from e4e_core.formats import read_folder, read_published
 from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
+from e4e_core.models.stylegan2 import GeneratorConfig
 from e4e_core.training.data import Pictures, endless_batches
-from e4e_core.training.generator import load_generator
-from e4e_core.training.losses import (
-    DiscriminatorFeatures,
-    delta_penalty,
-    discriminator_loss,
-    gradient_penalty,
-    non_saturating,
-)
-from e4e_core.training.run import Progress, Run
+from e4e_core.training.decoder import MAPPED, LearningDecoder
+from e4e_core.training.generator import draw_codes, load_generator
+from e4e_core.training.latents import CodePool, LatentCritic
+from e4e_core.training.losses import delta_penalty, feature_distance
+from e4e_core.training.perception import load_losses
+from e4e_core.training.processes import Processes
+from e4e_core.training.report import Report
+from e4e_core.training.run import Progress, Run, Stateful
+from e4e_core.training.settings import EncoderTraining
+from errors import TrainingError
+
+__all__ = ["CodePool", "EncoderTraining", "LearningDecoder", "active_deltas", "train_encoder"]
+
+MIXING = 0.9  # share of a learning generator's samples whose layers come from two codes
 
 
-@dataclass(frozen=True)
-class EncoderTraining:
-    """Train an e4e encoder for a generator. Stop it when you like; the same command continues."""
+def active_deltas(config: EncoderTraining, images: int, num_layers: int, first: int = 0) -> int:
+    """How many offsets are added to w after `images` pictures: none at first, in the end one per layer after w's.
 
-    data: Path
-    """Folder or zip of aligned pictures."""
-    generator: Path
-    """Run folder of the generator's training, or a model folder with `discriminator.safetensors`."""
-    out: Path
-    """Folder of this run: its state, its sample sheets, its weights."""
-    input_size: int = 64
-    """Side of the encoder's input in pixels."""
-    stem: int = 32
-    """Width of the trunk's first layer."""
-    stages: tuple[int, ...] = (48, 96, 160, 256)
-    """Widths of the trunk's four stages."""
-    blocks: tuple[int, ...] = (2, 2, 3, 2)
-    """Residual blocks in each stage."""
-    pyramid: int = 128
-    """Width of the feature pyramid and of the heads."""
-    images: int = 80_000
-    """How many real pictures the encoder is shown in all."""
-    batch: int = 16
-    """Real pictures per step."""
-    synthetic: int = 16
-    """Pictures per step that the generator makes, whose codes are known."""
-    learning_rate: float = 1e-3
-    """At the start; it falls to zero along a half cosine."""
-    l2: float = 1.0
-    perceptual: float = 0.8
-    known_codes: float = 1.0
-    """Weight of the squared distance to the known w of synthetic pictures."""
-    delta: float = 2e-3
-    """Weight of the penalty on the offsets' length."""
-    adversarial: float = 0.1
-    discriminator_rate: float = 2e-4
-    r1: float = 10.0
-    r1_every: int = 16
-    pool: int = 50
-    """Past codes the latent discriminator is shown again."""
-    progressive_start: int = 20_000
-    """Real pictures until the first offset is added to w."""
-    progressive_every: int = 2_500
-    """Real pictures from one offset to the next."""
-    template: tuple[float, float] = (0.42, 0.62)
-    """(centre, scale) by which the pictures were cropped around their faces, see `alignment.align`."""
-    device: str = "cpu"
-    workers: int = 1
-    save_every: int = 8_000
-    holdout: int = 500
-    """Pictures at the end of the data that are never shown, to be measured on."""
-    seed: int = 0
-
-
-class CodePool:
-    """Codes the encoder gave in the past; half of each answer is drawn from them (Shrivastava et al. 2017)."""
-
-    def __init__(self, size: int):
-        self.size = size
-        self.codes: list[Tensor] = []
-
-    def exchange(self, codes: Tensor) -> Tensor:
-        """Takes float [n, d] and returns as many: new ones, or past ones whose place a new one takes."""
-        answer = []
-        for code in codes.detach():
-            if len(self.codes) < self.size:
-                self.codes.append(code)
-                answer.append(code)
-            elif torch.rand(()) < 0.5:
-                place = int(torch.randint(self.size, ()))
-                answer.append(self.codes[place])
-                self.codes[place] = code
-            else:
-                answer.append(code)
-        return torch.stack(answer)
-
-    def state_dict(self) -> dict[str, list[Tensor]]:
-        return {"codes": self.codes}
-
-    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        self.codes = list(state["codes"])
-
-
-def active_deltas(config: EncoderTraining, images: int, num_layers: int) -> int:
-    """How many offsets are added to w after `images` pictures: none at first, in the end one per layer after w's."""
+    Args: first: offsets that the encoder it started from had; they are never lost.
+    """
     if images < config.progressive_start:
-        return 0
-    return min(num_layers - 1, 1 + (images - config.progressive_start) // config.progressive_every)
+        return first
+    return min(num_layers - 1, max(first, 1 + (images - config.progressive_start) // config.progressive_every))
 
 
 def train_encoder(config: EncoderTraining) -> Path:
@@ -120,89 +43,209 @@ def train_encoder(config: EncoderTraining) -> Path:
 
     Raises TrainingError for unusable data or states.
     """
+    processes = Processes(config.device)
+    processes.check(config.batch, config.synthetic, config.samples)
     torch.manual_seed(config.seed)
-    device = torch.device(config.device)
-    generator, critic = load_generator(config.generator)
-    generator = generator.to(device).eval().requires_grad_(False)
-    perceptual = DiscriminatorFeatures(critic).to(device)
-    layers, dim = generator.config.num_layers, generator.config.latent_dim
-    encoder = Encoder(
-        EncoderConfig(
-            input_size=config.input_size,
-            stem=config.stem,
-            stages=config.stages,
-            blocks=config.blocks,
-            pyramid=config.pyramid,
-            latent_dim=dim,
-            num_layers=layers,
-        )
-    ).to(device, memory_format=torch.channels_last)
-    model = E4E(encoder, generator, generator.mean_latent(), name=config.out.name, template=config.template).to(device)
-    latent_critic = LatentDiscriminator(dim).to(device)
-    optimizer = torch.optim.AdamW(encoder.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    steps = config.images // config.batch
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    critic_optimizer = torch.optim.Adam(latent_critic.parameters(), config.discriminator_rate)
-    pool, progress = CodePool(config.pool), Progress()
-    parts = {
-        "encoder": encoder,
-        "latent_critic": latent_critic,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "critic_optimizer": critic_optimizer,
-        "pool": pool,
-        "progress": progress,
-    }
-    run = Run(config.out, config, parts)
+    training = Training(config, processes)
+    run = Run(config.out, config, training.parts(), quiet=not processes.main)
     run.resume()
-    pictures = Pictures(config.data, generator.config.resolution, mirror=True, holdout=config.holdout)
-    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers)
-
-    bar = tqdm(total=config.images, initial=progress.images, unit="img", smoothing=0.05)
+    progress, size, aspect = training.progress, training.model.resolution, config.aspect
+    pictures = Pictures(config.data, size, mirror=True, holdout=config.holdout, aspect=aspect)
+    share = (processes.rank, processes.count)
+    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers, share)
+    report = Report(config, training, run) if processes.main else None
+    bar = tqdm(total=config.images, initial=progress.images, unit="img", smoothing=0.05, disable=not processes.main)
     while progress.images < config.images:
         step = progress.images // config.batch
-        encoder.num_deltas = active_deltas(config, progress.images, layers)
-        active = encoder.num_deltas + 1
-        reals = next(batches).to(device, memory_format=torch.channels_last)  # [n, 3, R, R]
-        with torch.no_grad():
-            known = generator.map(torch.randn(config.synthetic, dim, device=device))  # [m, D]
-            made = model.synthesize(known[:, None].expand(-1, layers, -1))
-        inputs = resize(torch.cat([reals, made]), config.input_size)
-        codes, synthetic_codes = model.invert(inputs).split([config.batch, config.synthetic])  # [n, L, D], [m, L, D]
-        images = model.synthesize(codes)
-        terms = {
-            "l2": config.l2 * F.mse_loss(images, reals),
-            "perc": config.perceptual * perceptual(images, reals),
-            "known": config.known_codes * F.mse_loss(synthetic_codes, known[:, None].expand_as(synthetic_codes)),
-            "delta": config.delta * delta_penalty(codes),
-            "adv": config.adversarial * non_saturating(latent_critic(codes[:, :active].flatten(0, 1))),
-        }
-        optimizer.zero_grad(set_to_none=True)
-        sum(terms.values()).backward()
-        optimizer.step()
-        schedule.step()
-
-        real_codes = generator.map(torch.randn(config.batch * active, dim, device=device)).detach()
-        fake_codes = pool.exchange(codes[:, :active].flatten(0, 1))
-        critic_loss = discriminator_loss(latent_critic(real_codes), latent_critic(fake_codes))
-        if step % config.r1_every == 0:
-            critic_loss = critic_loss + config.r1 / 2 * config.r1_every * gradient_penalty(latent_critic, real_codes)
-        critic_optimizer.zero_grad(set_to_none=True)
-        critic_loss.backward()
-        critic_optimizer.step()
-
+        reals = next(batches).to(processes.device, memory_format=torch.channels_last)  # [n, 3, h, w]
+        terms = training.step(reals, penalize=step % config.r1_every == 0)
         progress.images += config.batch
+        if step % config.log_every == 0:
+            terms = {name: processes.mean(term) for name, term in terms.items()}
+            values = {name: term.item() for name, term in terms.items()}
+            bar.set_postfix({"deltas": training.encoder.num_deltas} | {k: f"{v:.3f}" for k, v in values.items()})
+            if report:
+                rate = training.schedule.get_last_lr()[0]
+                report.log.scalars("train", values | {"total": sum(values.values()), "rate": rate}, step)
         bar.update(config.batch)
-        bar.set_postfix({"deltas": encoder.num_deltas} | {name: f"{term.item():.3f}" for name, term in terms.items()})
         if progress.images % config.save_every < config.batch or progress.images >= config.images:
-            run.save()
-            save_model(model, run.folder / "model")
-            sheet = torch.stack([reals, images.detach()], 1).flatten(0, 1)  # each picture, then its inversion
-            to_sheet(sheet, columns=8).save(run.folder / f"inversions_{progress.images:07d}.png")
+            if report:
+                report.save(reals)
+            processes.wait()
     bar.close()
-    return run.folder / "model"
+    if report:
+        report.log.close()
+    return config.out / "model"
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """float [n, 3, h, w] -> [n, 3, size, size], averaging over the area of each new pixel."""
-    return images if images.shape[-1] == size else F.adaptive_avg_pool2d(images, size)
+class Training:
+    """All networks, losses and optimizers of a run, and one step of them."""
+
+    def __init__(self, config: EncoderTraining, processes: Processes):
+        self.config, self.processes = config, processes
+        device = processes.device
+        generator, critic = load_generator(config.generator)
+        self.losses, self.perceptual = load_losses(config)
+        for _, network in self.losses.values():
+            network.to(device)
+        if critic is None and (self.perceptual or config.decoder_rate):
+            raise TrainingError(f"{config.generator} has no discriminator; use --perceptual 0 and --decoder-rate 0.")
+        if config.decoder_rate and config.aspect != (1, 1):
+            raise TrainingError("A learning generator needs square pictures; use --decoder-rate 0 or --aspect 1 1.")
+        self.generator = generator.to(device).eval().requires_grad_(False)
+        self.critic = critic and critic.to(device, memory_format=torch.channels_last).requires_grad_(False)
+        self.encoder = _encoder(config, generator.config).to(device, memory_format=torch.channels_last)
+        center, self.first_deltas = generator.mean_latent(), 0
+        if config.start is not None:
+            center, self.first_deltas = start_from(config.start, self.encoder)
+        settings = {"name": config.out.name, "template": config.template, "aspect": config.aspect}
+        self.model = E4E(self.encoder, generator, center.to(device), **settings).to(device)
+        processes.join_batch_norms(self.encoder)
+        self.latent_critic = LatentCritic(config, generator.config.latent_dim, processes)
+        self.optimizer = _optimizer(config, self.encoder)
+        floor = 0.0 if config.decay else config.learning_rate
+        steps = config.images // config.batch
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps, eta_min=floor)
+        self.progress = Progress()
+        self.decoder = LearningDecoder(config, generator, critic, processes) if config.decoder_rate else None
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        if config.compile:
+            self.encoder.compile(dynamic=False)
+            generator.compile(dynamic=False)
+            if critic is not None:
+                critic.features = torch.compile(critic.features, dynamic=False)
+
+    def parts(self) -> dict[str, Stateful]:
+        """What a stopped run needs."""
+        return {
+            "encoder": self.encoder,
+            **self.latent_critic.parts(),
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "progress": self.progress,
+            **(self.decoder.parts() if self.decoder else {}),
+        }
+
+    def invert(self, images: Tensor) -> Tensor:
+        """float [n, 3, h, w] of the generator's size -> codes float32 [n, L, D]."""
+        side, (width, height) = self.config.input_size, self.config.aspect
+        size = (side * height // width, side)
+        inputs = images if tuple(images.shape[2:]) == size else F.adaptive_avg_pool2d(images, size)
+        return self.model.invert(inputs)
+
+    def render(self, codes: Tensor) -> Tensor:
+        """Codes float [n, L, D] -> pictures [n, 3, h, w]: of the generator's square, the rows that hold something."""
+        images = self.model.synthesize(codes)
+        width, height = self.config.aspect
+        rows = images.shape[3] * height // width
+        return images.narrow(2, (images.shape[2] - rows) // 2, rows)
+
+    def distances(self, images: Tensor, reals: Tensor) -> dict[str, Tensor]:
+        """How far pictures float [n, 3, h, w] are from the true ones, by name, each times its weight."""
+        features = (self.critic.features(images), self.critic.features(reals)) if self.perceptual else None
+        return self._distances(images, reals, features)
+
+    def _distances(
+        self, images: Tensor, reals: Tensor, features: tuple[list[Tensor], list[Tensor]] | None
+    ) -> dict[str, Tensor]:
+        terms = {"l2": self.config.l2 * F.mse_loss(images.float(), reals)}
+        if self.perceptual:
+            terms["perc"] = self.perceptual * feature_distance(*features)
+        for name, (weight, network) in self.losses.items():
+            terms[name] = weight * network(images.float(), reals)
+        return terms
+
+    def step(self, reals: Tensor, penalize: bool) -> dict[str, Tensor]:
+        """One step of everything on pictures float [n, 3, h, w]; returns the encoder's losses.
+
+        Args: penalize: whether the discriminators' gradient penalties, which are lazy, are due.
+        """
+        config, decoder, share = self.config, self.decoder, self.processes.share
+        layers, n = self.model.num_layers, len(reals)
+        self.encoder.num_deltas = active_deltas(config, self.progress.images, layers, self.first_deltas)
+        active, judged = self.encoder.num_deltas + 1, config.kind == "e4e" and config.adversarial > 0
+        with torch.no_grad():
+            known = share(self._mapped(config.synthetic))[:, None].expand(-1, layers, -1)  # [m, L, D]
+        drawn = share(draw_codes(self.generator, config.samples if decoder else 0, MIXING))  # [s, L, D]
+        with self.autocast:
+            with torch.no_grad():
+                shown = self.render(known) if config.synthetic else reals[:0]
+            codes, synthetic_codes = self.invert(torch.cat([reals, shown])).split([n, len(known)])
+            made = self.render(torch.cat([decoder.half_in_w(codes) if decoder else codes, drawn]))
+            maps, real_maps = self._features(made, reals)
+            nearby = ([fake[:n] for fake in maps], [real.detach() for real in real_maps])
+            terms = self._distances(made[:n], reals, nearby)
+        if config.kind == "e4e":
+            terms["delta"] = config.delta * delta_penalty(codes, config.delta_norm)
+        if judged:
+            terms["adv"] = config.adversarial * self.latent_critic.doubt(codes[:, :active])
+        if config.synthetic and config.known_codes:
+            terms["known"] = config.known_codes * F.mse_loss(synthetic_codes, known)
+        if decoder:
+            terms["real"] = config.realism * decoder.realism(maps, n)
+            terms["match"] = config.match * decoder.mismatch(codes[:, 0], self._mapped(MAPPED))
+            decoder.g_optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        sum(terms.values()).backward()
+        self.processes.average_gradients(self.encoder.parameters())
+        self.optimizer.step()
+        self.schedule.step()
+        if decoder:
+            decoder.step(real_maps, reals, made.detach(), penalize)
+        if judged:
+            with torch.no_grad():
+                mapped = self._mapped(config.batch * active)
+            self.latent_critic.step(mapped, codes[:, :active].detach(), penalize)
+        return terms
+
+    def _mapped(self, count: int) -> Tensor:
+        """Random codes float [count, D] of all processes together."""
+        return self.generator.map(torch.randn(count, self.model.latent_dim, device=self.processes.device))
+
+    def _features(self, made: Tensor, reals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The discriminator's features of both, where they are needed; of `reals` with a graph if it learns."""
+        if not self.perceptual and not self.decoder:
+            return [], []
+        with torch.set_grad_enabled(self.decoder is not None):
+            self.critic.requires_grad_(self.decoder is not None)
+            real_maps = self.critic.features(reals)
+        self.critic.requires_grad_(False)
+        return self.critic.features(made), real_maps
+
+
+def _encoder(config: EncoderTraining, generator: GeneratorConfig) -> Encoder:
+    shape = EncoderConfig(
+        kind=config.kind,
+        input_size=config.input_size,
+        stem=config.stem,
+        stages=config.stages,
+        blocks=config.blocks,
+        pyramid=config.pyramid,
+        latent_dim=generator.latent_dim,
+        num_layers=generator.num_layers,
+    )
+    return Encoder(shape)
+
+
+def _optimizer(config: EncoderTraining, encoder: Encoder) -> torch.optim.Optimizer:
+    if config.optimizer == "ranger":
+        from pytorch_optimizer import Ranger
+
+        return Ranger(encoder.parameters(), config.learning_rate)
+    return torch.optim.AdamW(encoder.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+
+
+def start_from(folder: Path, encoder: Encoder) -> tuple[Tensor, int]:
+    """Copy the weights of a trained encoder, whose generator may have had fewer layers.
+
+    Returns: its mean latent [D] and how many offsets it adds.
+    Raises TrainingError if the shapes do not fit.
+    """
+    model = read_published(folder, folder.stem) if folder.is_file() else read_folder(folder)
+    try:
+        missing, unexpected = encoder.load_state_dict(model.encoder.state_dict(), strict=False)
+    except RuntimeError as error:
+        raise TrainingError(f"The encoder in {folder} has another shape than these settings ({error}).") from error
+    if unexpected or any(not key.startswith("styles.") for key in missing):
+        raise TrainingError(f"The encoder in {folder} has another shape than these settings; use its own.")
+    return model.latent_avg[0], model.encoder.num_deltas

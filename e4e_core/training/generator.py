@@ -1,8 +1,9 @@
 """Training StyleGAN2 on a folder of aligned pictures (Karras et al. 2020)."""
 
 import copy
+import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,126 +17,150 @@ from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig, NoiseInjection
 from e4e_core.training.augment import Augment
 from e4e_core.training.data import Pictures, endless_batches
-from e4e_core.training.losses import discriminator_loss, gradient_penalty, non_saturating
-from e4e_core.training.run import Progress, Run, load_state
+from e4e_core.training.losses import PathLength, discriminator_loss, gradient_penalty, non_saturating
+from e4e_core.training.processes import Processes
+from e4e_core.training.run import Log, Progress, Run, Stateful, load_state
+from e4e_core.training.settings import GeneratorTraining
 from errors import TrainingError
 
+__all__ = [
+    "GeneratorTraining",
+    "blend",
+    "draw_codes",
+    "export_generator",
+    "load_generator",
+    "sample",
+    "train_generator",
+]
+
 DISCRIMINATOR = "discriminator.safetensors"  # beside a model: the critic its generator was trained with
-
-
-@dataclass(frozen=True)
-class GeneratorTraining:
-    """Train a StyleGAN2 generator on aligned pictures. Stop it when you like; the same command continues."""
-
-    data: Path
-    """Folder or zip of aligned pictures."""
-    out: Path
-    """Folder of this run: its state, its sample sheets, its weights."""
-    resolution: int = 64
-    """Side of the pictures in pixels, a power of two from 32 to 1024."""
-    channels: tuple[int, ...] = (192, 192, 128, 64, 32)
-    """Widths at 4, 8, … resolution pixels."""
-    latent_dim: int = 128
-    """Width of z and w."""
-    mapping_layers: int = 6
-    images: int = 100_000
-    """How many pictures the discriminator is shown in all."""
-    batch: int = 32
-    learning_rate: float = 2.5e-3
-    r1: float = 0.3
-    """Weight γ of the gradient penalty (Mescheder et al. 2018)."""
-    r1_every: int = 16
-    """Steps between gradient penalties."""
-    mixing: float = 0.9
-    """Share of pictures whose layers come from two latent codes."""
-    augment: float = 0.0
-    """Target of the adaptive augmentation, for sets of a few thousand pictures and less: 0.6 is usual, 0 is off."""
-    noise: bool = True
-    """Noise maps in every layer. Without them all of a picture comes from its code, so that an encoder can find it."""
-    ema_images: float = 10_000
-    """Half-life of the averaged generator, in pictures."""
-    start: Path | None = None
-    """Run or model folder whose weights to start from, of the same resolution or of half of it."""
-    precision: str = "float32"
-    """float32 or bfloat16 (which helps on GPUs and on CPUs with fast bfloat16)."""
-    device: str = "cpu"
-    workers: int = 1
-    """Processes that decode pictures."""
-    save_every: int = 8_000
-    """Pictures between saved states and sample sheets."""
-    seed: int = 0
+PATH_EVERY = 4  # steps between path-length regularisations
 
 
 def train_generator(config: GeneratorTraining) -> Path:
     """Run or continue the training; returns the saved state. Raises TrainingError for unusable data or states."""
+    processes = Processes(config.device)
+    processes.check(config.batch, config.batch // 2 if config.path_length else config.batch)
     torch.manual_seed(config.seed)
-    device = torch.device(config.device)
-    shape = GeneratorConfig(config.resolution, config.latent_dim, config.mapping_layers, config.channels)
     pictures = Pictures(config.data, config.resolution, mirror=True)
-    generator = Generator(shape).to(device)
-    discriminator = Discriminator(config.channels).to(device, memory_format=torch.channels_last)
-    if config.start is not None:
-        start_from(config.start, generator, discriminator)
-    average = copy.deepcopy(generator).requires_grad_(False)
-    g_optimizer = torch.optim.Adam(generator.parameters(), config.learning_rate, betas=(0.0, 0.99))
-    lazy = config.r1_every / (config.r1_every + 1)  # Karras et al. 2020, appendix B: rates for lazy regularisation
-    d_optimizer = torch.optim.Adam(discriminator.parameters(), config.learning_rate * lazy, betas=(0.0, 0.99**lazy))
-    augment, progress = Augment(config.augment), Progress()
-    run = Run(
-        config.out,
-        config,
-        {
-            "g": generator,
-            "d": discriminator,
-            "g_ema": average,
-            "g_optim": g_optimizer,
-            "d_optim": d_optimizer,
-            "augment": augment,
-            "progress": progress,
-        },
-    )
+    training = Training(config, processes)
+    run = Run(config.out, config, training.parts(), quiet=not processes.main)
     run.resume()
-    if not config.noise:
-        remove_noise(generator)
-        remove_noise(average)
-    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers)
-    sample_z = torch.randn(64, config.latent_dim, generator=torch.Generator().manual_seed(1)).to(device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-
-    bar = tqdm(total=config.images, initial=progress.images, unit="img", smoothing=0.05)
+    training.settle()
+    progress, average = training.progress, training.average
+    share = (processes.rank, processes.count)
+    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers, share)
+    sample_z = torch.randn(64, config.latent_dim, generator=torch.Generator().manual_seed(1)).to(processes.device)
+    log = Log(config.out, progress.images // config.batch) if processes.main else None
+    bar = tqdm(total=config.images, initial=progress.images, unit="img", smoothing=0.05, disable=not processes.main)
     while progress.images < config.images:
         step = progress.images // config.batch
-        reals = next(batches).to(device, memory_format=torch.channels_last)
-        with autocast:
-            fakes = generator(draw_codes(generator, config.batch, config.mixing), random_noise=config.noise)
+        losses = training.step(next(batches).to(processes.device, memory_format=torch.channels_last), step)
+        progress.images += config.batch
+        half_life = min(config.ema_images, progress.images / 10)
+        blend(average, training.generator, 0.5 ** (config.batch / half_life))
+        if step % config.log_every == 0:
+            values = {name: processes.mean(loss).item() for name, loss in losses.items()}
+            bar.set_postfix({name: f"{value:.2f}" for name, value in values.items()})
+            if log:
+                log.scalars("train", values | {"augment": training.augment.probability}, step)
+        bar.update(config.batch)
+        if progress.images % config.save_every < config.batch or progress.images >= config.images:
+            if log:
+                run.save()
+                sheet = to_sheet(sample(average, sample_z, truncation=0.7), columns=8)
+                sheet.save(run.folder / f"samples_{progress.images:07d}.png")
+                log.picture("samples", sheet, step)
+            processes.wait()
+    bar.close()
+    if log:
+        log.close()
+    return run.file
+
+
+class Training:
+    """Both networks and their optimizers, and one step of them."""
+
+    def __init__(self, config: GeneratorTraining, processes: Processes):
+        self.config, self.processes = config, processes
+        device = processes.device
+        shape = GeneratorConfig(config.resolution, config.latent_dim, config.mapping_layers, config.channels)
+        self.generator = Generator(shape).to(device)
+        self.discriminator = Discriminator(config.channels).to(device, memory_format=torch.channels_last)
+        if config.start is not None:
+            start_from(config.start, self.generator, self.discriminator)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        rate, betas = config.learning_rate, (0.0, 0.99)
+        self.g_optimizer = _lazy_adam(self.generator, rate, betas, PATH_EVERY if config.path_length else 0)
+        self.d_optimizer = _lazy_adam(self.discriminator, rate, betas, config.r1_every)
+        self.augment, self.progress = Augment(config.augment), Progress()
+        self.path_length = PathLength(processes.mean)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+
+    def parts(self) -> dict[str, Stateful]:
+        """What a stopped run needs."""
+        parts = {
+            "g": self.generator,
+            "d": self.discriminator,
+            "g_ema": self.average,
+            "g_optim": self.g_optimizer,
+            "d_optim": self.d_optimizer,
+            "augment": self.augment,
+            "progress": self.progress,
+        }
+        return parts | ({"path_length": self.path_length} if self.config.path_length else {})
+
+    def settle(self) -> None:
+        """After weights were restored: without noise, whatever strengths they brought."""
+        if not self.config.noise:
+            remove_noise(self.generator)
+            remove_noise(self.average)
+
+    def step(self, reals: Tensor, step: int) -> dict[str, Tensor]:
+        """Discriminator, then generator, on pictures float [n, 3, R, R]; returns their losses."""
+        config, augment, discriminator = self.config, self.augment, self.discriminator
+        with self.autocast:
+            fakes = self._render(config.batch)
             real_logits = discriminator(augment(reals))
             d_loss = discriminator_loss(real_logits, discriminator(augment(fakes.detach())))
-        d_optimizer.zero_grad(set_to_none=True)
+        self.d_optimizer.zero_grad(set_to_none=True)
         d_loss.backward()
         if step % config.r1_every == 0:
             (config.r1 / 2 * config.r1_every * gradient_penalty(discriminator, augment(reals))).backward()
-        d_optimizer.step()
-        augment.adjust(real_logits)
+        self.processes.average_gradients(discriminator.parameters())
+        self.d_optimizer.step()
+        augment.adjust(self.processes.gather(real_logits))
 
         discriminator.requires_grad_(False)
-        with autocast:
+        with self.autocast:
             g_loss = non_saturating(discriminator(augment(fakes)))
-        g_optimizer.zero_grad(set_to_none=True)
+        self.g_optimizer.zero_grad(set_to_none=True)
         g_loss.backward()
-        g_optimizer.step()
+        losses = {"d": d_loss.detach(), "g": g_loss.detach()}
+        if config.path_length and step % PATH_EVERY == 0:
+            losses["path"] = self._penalize_path()
+        self.processes.average_gradients(self.generator.parameters())
+        self.g_optimizer.step()
         discriminator.requires_grad_(True)
+        return losses
 
-        progress.images += config.batch
-        half_life = min(config.ema_images, progress.images / 10)
-        blend(average, generator, 0.5 ** (config.batch / half_life))
-        bar.update(config.batch)
-        bar.set_postfix(d=f"{d_loss.item():.2f}", g=f"{g_loss.item():.2f}")
-        if progress.images % config.save_every < config.batch or progress.images >= config.images:
-            run.save()
-            sheet = sample(average, sample_z, truncation=0.7)
-            to_sheet(sheet, columns=8).save(run.folder / f"samples_{progress.images:07d}.png")
-    bar.close()
-    return run.file
+    def _render(self, count: int) -> Tensor:
+        """This process's share of `count` random pictures, with fresh noise."""
+        codes = draw_codes(self.generator, count, self.config.mixing)
+        return self.generator(self.processes.share(codes), random_noise=self.config.noise)
+
+    def _penalize_path(self) -> Tensor:
+        """Add the gradient of path-length regularisation, on half a batch, as the authors do to save memory."""
+        codes = self.processes.share(draw_codes(self.generator, max(self.config.batch // 2, 1), self.config.mixing))
+        penalty = self.path_length(self.generator(codes, random_noise=self.config.noise), codes)
+        (self.config.path_length * PATH_EVERY * penalty).backward()
+        return penalty.detach()
+
+
+def _lazy_adam(network: nn.Module, rate: float, betas: tuple[float, float], every: int) -> torch.optim.Adam:
+    """Adam whose rates allow for a regularisation every so many steps (Karras et al. 2020, appendix B); 0 is none."""
+    lazy = every / (every + 1) if every else 1.0
+    return torch.optim.Adam(network.parameters(), rate * lazy, betas=(betas[0] ** lazy, betas[1] ** lazy))
 
 
 def remove_noise(generator: Generator) -> None:
@@ -171,46 +196,80 @@ def sample(generator: Generator, z: Tensor, truncation: float) -> Tensor:
     return generator(w[:, None].expand(-1, generator.config.num_layers, -1))
 
 
-def load_generator(folder: Path) -> tuple[Generator, Discriminator]:
-    """The averaged generator and the discriminator of a run, or of a model folder with `discriminator.safetensors`.
+def load_generator(path: Path) -> tuple[Generator, Discriminator | None]:
+    """The averaged generator and the discriminator of a trained model.
 
-    Raises TrainingError if the folder holds neither, ModelError if the model is broken.
+    Args: path: a run's folder, a model folder with `discriminator.safetensors`, or a .pt file in the widely used
+        layout: `g_ema`, and perhaps `d`; without it there is no discriminator.
+    Raises TrainingError if there is neither, ModelError if the model is broken.
     """
-    if (folder / DISCRIMINATOR).is_file():
-        generator = read_folder(folder).decoder
-        critic_state = load_file(folder / DISCRIMINATOR)
+    if (path / DISCRIMINATOR).is_file():
+        generator = read_folder(path).decoder
+        critic_state = load_file(path / DISCRIMINATOR)
     else:
-        state = load_state(folder / "state.pt")
-        generator = Generator(GeneratorConfig.from_state(state["g_ema"]))
-        generator.load_state_dict(state["g_ema"])
-        critic_state = state["d"]
+        file = path if path.is_file() else path / "state.pt"
+        state = load_state(file)
+        try:
+            generator = Generator(GeneratorConfig.from_state(state["g_ema"]))
+            generator.load_state_dict(state["g_ema"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise TrainingError(f"{file} holds no generator in the layout of `g_ema` ({error}).") from error
+        critic_state = state.get("d")
+    if critic_state is None:
+        return generator, None
     discriminator = Discriminator(generator.config.channels)
-    discriminator.load_state_dict(critic_state)
+    try:
+        discriminator.load_state_dict(critic_state)
+    except RuntimeError as error:
+        raise TrainingError(f"{path} holds a discriminator of another layout ({error}); remove it.") from error
     return generator, discriminator
 
 
+def export_generator(folder: Path, file: Path) -> None:
+    """Write a trained generator as a .pt file in the widely used layout: `g_ema`, `latent_avg` [D], `d` if it is there.
+
+    Raises: TrainingError if there is no generator in the folder or the file cannot be written.
+    """
+    generator, discriminator = load_generator(folder)
+    content = {"g_ema": generator.state_dict(), "latent_avg": generator.mean_latent()}
+    if discriminator is not None:
+        content["d"] = discriminator.state_dict()
+    part = file.with_name(f"{file.name}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, part)
+        os.replace(part, file)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise TrainingError(f"{file} could not be written ({error}); check the folder and its space.") from error
+
+
 @torch.no_grad()
-def start_from(folder: Path, generator: Generator, discriminator: Discriminator) -> None:
+def start_from(path: Path, generator: Generator, discriminator: Discriminator) -> None:
     """Copy the weights of trained networks of the same size, or of half the resolution, which then grow.
 
     A grown generator's new `to_rgb` starts at zero, so that it first renders the smaller one's pictures, enlarged.
     The discriminator gets a new first block in front of the smaller one's blocks.
     Raises TrainingError if the shapes do not fit.
     """
-    old_generator, old_discriminator = load_generator(folder)
+    old_generator, old_discriminator = load_generator(path)
     old, new = old_generator.config, generator.config
     shared = new.channels[: len(old.channels)]
     if old != replace(new, resolution=old.resolution, channels=shared) or old.resolution < new.resolution // 2:
         raise TrainingError(
-            f"{folder} holds {old}, which does not fit {new}; use the same settings, or half the resolution."
+            f"{path} holds {old}, which does not fit {new}; use the same settings, or half the resolution."
         )
-    weights, critic_weights = old_generator.state_dict(), old_discriminator.state_dict()
-    if old == new:
-        generator.load_state_dict(weights)
+    same = old == new
+    generator.load_state_dict(old_generator.state_dict(), strict=same)
+    if not same:
+        nn.init.zeros_(generator.to_rgbs[-1].conv.weight)
+    if old_discriminator is None:
+        print(f"{path} has no discriminator, so a new one starts from nothing; the first pictures will get worse.")
+        return
+    critic_weights = old_discriminator.state_dict()
+    if same:
         discriminator.load_state_dict(critic_weights)
         return
-    generator.load_state_dict(weights, strict=False)
-    nn.init.zeros_(generator.to_rgbs[-1].conv.weight)
     blocks = {key: value for key, value in critic_weights.items() if not key.startswith("convs.0.")}  # not the from-RGB
     moved = {re.sub(r"(?<=^convs\.)\d+", lambda match: str(int(match[0]) + 1), key): blocks[key] for key in blocks}
     discriminator.load_state_dict(moved, strict=False)

@@ -1,12 +1,16 @@
-"""One run of a training: everything that must survive a stop, saved and restored together."""
+"""One run of a training: everything that must survive a stop, saved and restored together, and what it reports."""
 
+import json
+import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 
 from errors import TrainingError
 
@@ -17,30 +21,36 @@ class Stateful(Protocol):
 
 
 class Progress:
-    """How far a run has come: pictures shown to the network, and seconds spent."""
+    """How far a run has come: pictures shown to the network, seconds spent, the best (lowest) validation so far."""
 
     def __init__(self):
         self.images = 0
         self.seconds = 0.0
+        self.best = math.inf
         self._since = time.monotonic()
 
     def state_dict(self) -> dict[str, float]:
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
-        return {"images": self.images, "seconds": self.seconds}
+        return {"images": self.images, "seconds": self.seconds, "best": self.best}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.images, self.seconds = int(state["images"]), float(state["seconds"])
+        self.best = float(state.get("best", math.inf))  # runs saved before there was validation have none
 
 
 class Run:
-    """A folder with `state.pt`: the named parts' states, torch's random state and the settings."""
+    """A folder with `state.pt`: the named parts' states, the random state and the settings (also `settings.json`)."""
 
-    def __init__(self, folder: str | Path, settings: Any, parts: dict[str, Stateful]):
+    def __init__(self, folder: str | Path, settings: Any, parts: dict[str, Stateful], quiet: bool = False):
         self.folder = Path(folder)
         self.settings = settings
         self.parts = parts
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not quiet:
+            text = json.dumps({"training": type(settings).__name__} | asdict(settings), indent=2, default=str)
+            print(text)
+            (self.folder / "settings.json").write_text(text + "\n", encoding="utf-8")
 
     @property
     def file(self) -> Path:
@@ -53,6 +63,8 @@ class Run:
         """
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state["random"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            state["random_cuda"] = torch.cuda.get_rng_state()
         state["settings"] = {key: str(value) for key, value in asdict(self.settings).items()}
         new = self.file.with_suffix(".new")
         try:
@@ -76,6 +88,8 @@ class Run:
                     "use another --out, or the settings this run was started with."
                 ) from error
         torch.set_rng_state(state["random"])
+        if "random_cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["random_cuda"])
         return True
 
 
@@ -85,3 +99,31 @@ def load_state(file: Path) -> dict[str, Any]:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the broken bytes provoke
         raise TrainingError(f"{file} cannot be read as a saved run ({error}).") from error
+
+
+class Log:
+    """A run's TensorBoard files in `folder`/tensorboard; without the package `tensorboard` there are none."""
+
+    def __init__(self, folder: Path, images: int):
+        self.writer = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            print("TensorBoard is not installed, so there are no curves; requirements-training.txt names it.")
+            return
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=images)
+
+    def scalars(self, group: str, values: Mapping[str, float], images: int) -> None:
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, images)
+
+    def picture(self, name: str, sheet: Image.Image, images: int) -> None:
+        if self.writer:
+            import numpy as np
+
+            self.writer.add_image(name, np.asarray(sheet), images, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()

@@ -1,0 +1,104 @@
+"""A generator that learns while an encoder is trained on it."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from e4e_core.models.discriminators import Discriminator
+from e4e_core.models.stylegan2 import Generator, NoiseInjection
+from e4e_core.training.generator import blend
+from e4e_core.training.latents import RecentCodes
+from e4e_core.training.losses import discriminator_loss, energy_distance, gradient_penalty, non_saturating
+from e4e_core.training.processes import Processes
+from e4e_core.training.run import Stateful
+from e4e_core.training.settings import EncoderTraining
+
+EMA_IMAGES = 2_000  # half-life of the average, in pictures: the encoder follows the generator itself, not its past
+RECENT = 512  # codes of photos that the mapping network is compared with
+MAPPED = 256  # codes of its own that it is compared by
+
+
+class LearningDecoder:
+    """A generator that learns beside its encoder: to show the inverted photos, and to stay a generator.
+
+    It is trained on the encoder's reconstruction terms, on the non-saturating loss of inversions and samples, and
+    its mapping network also to make codes like the w of photos. Half of the photos are shown by their w alone, so
+    that the generator knows W as well as W^k.
+
+    Attributes:
+        generator, discriminator: the networks that learn.
+        average: the generator's moving average, the one that is saved.
+    """
+
+    def __init__(
+        self, config: EncoderTraining, generator: Generator, discriminator: Discriminator, processes: Processes
+    ):
+        self.config = config
+        self.processes = processes
+        self.generator, self.discriminator = generator.requires_grad_(True), discriminator
+        self.average = copy.deepcopy(generator).requires_grad_(False)
+        for noise in (module for module in generator.modules() if isinstance(module, NoiseInjection)):
+            noise.requires_grad_(noise.weight.item() != 0)  # a generator trained without noise stays without
+        rate, betas = config.decoder_rate, (0.0, 0.99)
+        self.g_optimizer = torch.optim.Adam(generator.parameters(), rate, betas)
+        self.d_optimizer = torch.optim.Adam(discriminator.parameters(), rate, betas)
+        self.recent = RecentCodes(RECENT)
+
+    def parts(self) -> dict[str, Stateful]:
+        """What a stopped run needs of it."""
+        return {
+            "g": self.generator,
+            "g_ema": self.average,
+            "d": self.discriminator,
+            "g_optim": self.g_optimizer,
+            "d_optim": self.d_optimizer,
+            "recent": self.recent,
+        }
+
+    def half_in_w(self, codes: Tensor) -> Tensor:
+        """Codes float [n, L, D] of photos, the first half of them without their offsets."""
+        half = len(codes) // 2
+        return torch.cat([codes[:half, :1].expand(-1, codes.shape[1], -1), codes[half:]])
+
+    def mismatch(self, codes: Tensor, mapped: Tensor) -> Tensor:
+        """Energy distance of mapped codes float [m, D] and the recent w of photos, of which `codes` [n, D] are new.
+
+        Every process compares the same codes with the same recent ones.
+        """
+        self.recent.add(self.processes.gather(codes))
+        recent = self.recent.codes
+        return energy_distance(mapped, recent) if len(recent) > 1 else mapped.new_zeros(())
+
+    def realism(self, fake_maps: list[Tensor], count: int) -> Tensor:
+        """What the generator pays for its first `count` pictures, the inversions, and for the rest, its samples.
+
+        Args: fake_maps: the discriminator's features of both.
+        """
+        fakes = fake_maps[-1]
+        judged = [non_saturating(self.discriminator.judge(part)) for part in (fakes[:count], fakes[count:])]
+        return torch.stack(judged).mean()
+
+    def step(self, real_maps: list[Tensor], reals: Tensor, fakes: Tensor, penalize: bool) -> None:
+        """After the gradients of the encoder's loss have reached the generator: one step of all that learns here.
+
+        Args:
+            real_maps: the discriminator's features of `reals`, with their gradients' graph.
+            reals: float [n, 3, R, R].
+            fakes: the inversions of `reals` and random samples, float [n + s, 3, R, R].
+            penalize: add R1, weighted for the steps that do not.
+        """
+        self.processes.average_gradients(self.generator.parameters())
+        self.g_optimizer.step()
+        blend(self.average, self.generator, 0.5 ** (self.config.batch / EMA_IMAGES))
+        self.discriminator.requires_grad_(True)
+        real_logits = self.discriminator.judge(real_maps[-1])
+        fake_maps = self.discriminator.features(fakes)[-1].split([len(reals), len(fakes) - len(reals)])
+        losses = [discriminator_loss(real_logits, self.discriminator.judge(maps)) for maps in fake_maps]
+        self.d_optimizer.zero_grad(set_to_none=True)
+        torch.stack(losses).mean().backward()
+        if penalize:
+            weight = self.config.decoder_r1 / 2 * self.config.r1_every
+            (weight * gradient_penalty(self.discriminator, reals)).backward()
+        self.processes.average_gradients(self.discriminator.parameters())
+        self.d_optimizer.step()

@@ -1,0 +1,194 @@
+"""Networks that others trained, asked how alike two pictures are: LPIPS, ArcFace, MoCo v2.
+
+Each takes two batches of pictures, float [n, 3, h, w], RGB in [-1, 1], and returns a scalar.
+"""
+
+import sys
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from e4e_core.checkpoints import CHECKPOINTS, cache_folder
+from e4e_core.downloads import fetch, is_intact, is_reachable
+from e4e_core.models import irse
+from e4e_core.models.e4e import FFHQ_TEMPLATE
+from errors import DownloadError, ModelError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def published_file(name: str) -> Path:
+    """The file of an entry of `checkpoints/training.toml`, its digest checked. Raises DownloadError."""
+    entry = tomllib.loads((CHECKPOINTS / "training.toml").read_text(encoding="utf-8"))[name]
+    by_hand, cached = CHECKPOINTS / entry["file"], cache_folder().parent / "losses" / entry["file"]
+    if "sha256" not in entry:
+        if by_hand.exists():
+            return by_hand
+        raise DownloadError(f"download {entry['file']} from {entry['page']} and put it into {CHECKPOINTS}")
+    if "mirrors" in entry:
+        return fetch(name, entry, CHECKPOINTS, None)
+    if by_hand.exists() and not is_intact(by_hand, entry):
+        raise DownloadError(f"{by_hand} is not the published file; remove it, or replace it by {entry['page']}")
+    for path in (by_hand, cached):
+        if path.exists() and is_intact(path, entry):
+            return path
+    if not is_reachable(entry["url"]):
+        raise DownloadError(f"there is no network; put {entry['file']} from {entry['page']} into {CHECKPOINTS}")
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(entry["url"], str(cached), hash_prefix=entry["sha256"])
+    except (OSError, RuntimeError) as error:
+        raise DownloadError(f"{entry['url']}: {error}") from error
+    return cached
+
+
+def published_weights(name: str) -> dict[str, Tensor]:
+    """The tensors of `published_file(name)`. Raises ModelError if they cannot be had or read."""
+    path = published_file(name)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the bytes provoke
+        raise ModelError(f"{path} cannot be read; remove it and fetch it again") from error
+    return content.get("state_dict", content)
+
+
+def _filled(network: nn.Module, weights: Mapping[str, Tensor], name: str) -> nn.Module:
+    """A network built on the meta device, its tensors replaced by published ones."""
+    try:
+        network.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ModelError(f"the {name} weights have another layout than the published ones") from error
+    return network.eval().requires_grad_(False)
+
+
+class Lpips(nn.Module):
+    """LPIPS v0.1 on AlexNet (Zhang et al. 2018, eq. 1).
+
+    Args: trunk with torchvision's keys `features.*`; heads with the keys `lin{0…4}.model.1.weight` [1, c, 1, 1].
+    """
+
+    ENDS = (0, 2, 5, 8, 10, 12)  # where the trunk's features are read: after each ReLU
+
+    def __init__(self, trunk: Mapping[str, Tensor], heads: Mapping[str, Tensor]):
+        super().__init__()
+        with torch.device("meta"):
+            features = torchvision.models.alexnet().features
+        weights = {key.removeprefix("features."): trunk[key] for key in trunk if key.startswith("features.")}
+        self.trunk = _filled(features, weights, "AlexNet")
+        try:
+            for i in range(5):
+                self.register_buffer(f"head{i}", heads[f"lin{i}.model.1.weight"][0])  # [c, 1, 1]
+        except KeyError as error:
+            raise ModelError("the LPIPS weights have another layout than the published ones") from error
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        x = (torch.cat([images, targets]) - self.shift) / self.scale
+        distances = []
+        for i, (start, end) in enumerate(pairwise(self.ENDS)):
+            x = self.trunk[start:end](x)
+            a, b = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)).chunk(2)  # unit length over channels
+            distances.append(((a - b).square() * self.get_buffer(f"head{i}")).sum(1).mean())
+        return torch.stack(distances).sum()
+
+
+class Identity(nn.Module):
+    """1 - cos of ArcFace's embeddings (Deng et al. 2019), IR-SE50.
+
+    Args:
+        weights: keys `input_layer.*`, `body.*`, `output_layer.*`.
+        template: of the faces' alignment. ArcFace's own crop is cut out of FFHQ's; tighter ones are seen whole.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], template: tuple[float, float] | None = FFHQ_TEMPLATE):
+        super().__init__()
+        self.crops = template == FFHQ_TEMPLATE
+        with torch.device("meta"):
+            head = [
+                nn.BatchNorm2d(512),
+                nn.Dropout(0.6),
+                nn.Flatten(),
+                nn.Linear(512 * 7 * 7, 512),
+                nn.BatchNorm1d(512),
+            ]
+            network = nn.Sequential()
+            network.add_module("input_layer", irse.input_layer(64))
+            network.add_module("body", irse.body(64, (64, 128, 256, 512), (3, 4, 14, 3)))
+            network.add_module("output_layer", nn.Sequential(*head))
+        self.network = _filled(network, weights, "ArcFace")
+
+    def embed(self, images: Tensor) -> Tensor:
+        """float [n, 3, h, w] -> unit vectors, float [n, 512]."""
+        if self.crops:
+            images = fit(images, 256)[:, :, 35:223, 32:220]
+        return F.normalize(self.network(fit(images, 112)), dim=1)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        return 1 - (self.embed(images) * self.embed(targets)).sum(1).mean()
+
+
+class Moco(nn.Module):
+    """1 - cos of MoCo v2's features (Chen et al. 2020), ResNet-50. Args: weights with keys `module.encoder_q.*`."""
+
+    PREFIX = "module.encoder_q."
+
+    def __init__(self, weights: Mapping[str, Tensor]):
+        super().__init__()
+        with torch.device("meta"):
+            network = torchvision.models.resnet50()
+            network.fc = nn.Identity()
+        trunk = {key.removeprefix(self.PREFIX): weights[key] for key in weights if key.startswith(self.PREFIX)}
+        self.network = _filled(network, {key: trunk[key] for key in trunk if not key.startswith("fc.")}, "MoCo")
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None] * 2 - 1)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None] * 2)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """float [n, 3, h, w] -> unit vectors, float [n, 2048]."""
+        return F.normalize(self.network((fit(images, 224) - self.mean) / self.std), dim=1)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        return 1 - (self.embed(images) * self.embed(targets)).sum(1).mean()
+
+
+def fit(images: Tensor, size: int) -> Tensor:
+    """float [n, 3, h, w] -> [n, 3, size, size]: averaged where it shrinks, bilinear where it grows."""
+    if min(images.shape[2:]) >= size:
+        return F.adaptive_avg_pool2d(images, size)
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def load_losses(config: Any) -> tuple[dict[str, tuple[float, nn.Module]], float]:
+    """What the settings ask for, as far as its weights can be had; a missing one costs a printed sentence.
+
+    Args: config with the weights `lpips`, `identity`, `moco`, `perceptual`, and the `template`.
+    Returns: name -> (weight, network), and the weight of the discriminator's features, which stand in for LPIPS.
+    """
+    makers = {
+        "lpips": lambda: Lpips(published_weights("alexnet"), published_weights("lpips")),
+        "identity": lambda: Identity(published_weights("arcface"), config.template),
+        "moco": lambda: Moco(published_weights("moco")),
+    }
+    losses, perceptual = {}, config.perceptual
+    for name, make in makers.items():
+        weight = getattr(config, name)
+        if not weight:
+            continue
+        try:
+            losses[name] = (weight, make())
+        except ModelError as error:
+            instead = "the discriminator's features stand in for it" if name == "lpips" else "it is left out"
+            print(f"The weights of the {name} loss cannot be had, so {instead}: {str(error).rstrip('.')}.")
+            perceptual += weight if name == "lpips" else 0.0
+    return losses, perceptual

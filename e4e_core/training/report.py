@@ -1,0 +1,92 @@
+"""What a run of the encoder's training saves and shows."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from e4e_core.checkpoints import save_model
+from e4e_core.images import to_sheet
+from e4e_core.training.data import Pictures
+from e4e_core.training.generator import DISCRIMINATOR, sample
+from e4e_core.training.run import Log, Run
+from e4e_core.training.settings import EncoderTraining
+from e4e_core.training.validation import Validation
+from errors import TrainingError
+
+if TYPE_CHECKING:
+    from e4e_core.training.encoder import Training
+
+
+class Report:
+    """What the main process saves and shows: state, last and best model, figures, sheets."""
+
+    def __init__(self, config: EncoderTraining, training: "Training", run: Run):
+        self.config, self.training, self.run = config, training, run
+        self.log = Log(config.out, training.progress.images // config.batch)
+        self.edits = list(load_file(config.directions).values()) if config.directions else []
+        size = training.model.resolution
+        held = []
+        if config.holdout:
+            held = Pictures(config.data, size, holdout=config.holdout, held=True, aspect=config.aspect)
+        self.validation = Validation(held, training.invert, training.render, training.distances)
+        dim = training.model.latent_dim
+        self.sample_z = torch.randn(32, dim, generator=torch.Generator().manual_seed(1))
+
+    def save(self, reals: Tensor) -> None:
+        """Measure, save, show. Args: reals: the last pictures [n, 3, h, w], for a sheet where none are held out."""
+        training, folder, images = self.training, self.config.out, self.training.progress.images
+        step = images // self.config.batch
+        with self._saved_decoder():
+            if self.config.holdout:
+                figures = self.validation.measure(training.model)
+                self.log.scalars("validation", figures, step)
+                text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+                tqdm.write(f"{images} pictures: {text}")
+                reals = next(self.validation.batches(training.model))
+                if figures["score"] < training.progress.best:
+                    training.progress.best = figures["score"]
+                    self._write(folder / "best")
+            self.run.save()
+            self._write(folder / "model")
+            sheet = to_sheet(
+                self.validation.sheet(training.model, reals, self.edits), columns=2 * (2 + len(self.edits))
+            )
+            sheet.save(folder / f"inversions_{images:07d}.png")
+            self.log.picture("inversions", sheet, step)
+            if training.decoder:
+                drawn = sample(training.model.decoder, self.sample_z.to(training.model.device), truncation=1.0)
+                sheet = to_sheet(drawn, columns=8)
+                sheet.save(folder / f"samples_{images:07d}.png")
+                self.log.picture("samples", sheet, step)
+
+    def _write(self, folder: Path) -> None:
+        """The model, and beside it the discriminator, from which a later training can start."""
+        save_model(self.training.model, folder)
+        if self.training.critic is not None:
+            weights = {key: value.contiguous() for key, value in self.training.critic.state_dict().items()}
+            part = folder / f"{DISCRIMINATOR}.part"
+            try:
+                save_file(weights, part)
+                os.replace(part, folder / DISCRIMINATOR)
+            except (OSError, SafetensorError) as error:
+                part.unlink(missing_ok=True)
+                raise TrainingError(f"{folder / DISCRIMINATOR} could not be written ({error}); make room.") from error
+
+    @contextmanager
+    def _saved_decoder(self) -> Iterator[None]:
+        """The model with a learning generator's average, which is what is measured and kept."""
+        training = self.training
+        if training.decoder:
+            training.model.decoder = training.decoder.average
+        try:
+            yield
+        finally:
+            training.model.decoder = training.generator

@@ -1,0 +1,214 @@
+"""The losses against closed forms, and the published networks with stand-ins of the same layout."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from e4e_core.models import irse
+from e4e_core.models.discriminators import Discriminator
+from e4e_core.training import perception
+from e4e_core.training.losses import (
+    PathLength,
+    delta_penalty,
+    discriminator_loss,
+    energy_distance,
+    feature_distance,
+    gradient_penalty,
+    non_saturating,
+)
+from e4e_core.training.perception import Identity, Lpips, Moco, load_losses, published_file
+from e4e_core.training.settings import FacesTraining
+from errors import DownloadError, ModelError
+
+FACES = FacesTraining(data=Path("data"), generator=Path("generator"), out=Path("out"))
+
+
+def test_delta_penalty_is_the_summed_length_of_the_offsets():
+    codes = torch.zeros(2, 3, 4)
+    codes[0, 1, :2] = torch.tensor([3.0, -4.0])
+    codes[0, 2, 1] = 4.0
+    codes[:, :] += torch.tensor([5.0, -2.0, 0.0, 1.0])
+    codes.requires_grad_(True)
+    penalty = delta_penalty(codes)
+    penalty.backward()
+    assert penalty.item() == pytest.approx((5 + 4) / 2)
+    assert codes.grad.isfinite().all()
+    assert delta_penalty(codes, order=1).item() == pytest.approx((7 + 4) / 2)
+
+
+def test_adversarial_losses_match_their_formulas():
+    real, fake = torch.tensor([0.3, -1.0]), torch.tensor([0.7, 2.0])
+    expected = -torch.sigmoid(real).log().mean() - (1 - torch.sigmoid(fake)).log().mean()
+    torch.testing.assert_close(discriminator_loss(real, fake), expected)
+    torch.testing.assert_close(non_saturating(fake), -torch.sigmoid(fake).log().mean())
+
+
+def test_energy_distance_of_points_is_their_distances():
+    a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [5.0]])
+    expected = 2 * (1 + 5 + 1 + 3) / 4 - 2 - 4  # pairs across, then within a and within b
+    assert energy_distance(a, b).item() == pytest.approx(expected)
+    torch.manual_seed(0)
+    same, other = torch.randn(2000, 4), torch.randn(2000, 4) + 0.5
+    assert abs(energy_distance(torch.randn(2000, 4), same)) < 0.01 < energy_distance(same, other)
+
+
+def test_gradient_penalty_of_a_linear_critic_is_its_squared_norm():
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(12, 1, bias=False))
+    penalty = gradient_penalty(critic, torch.randn(5, 3, 2, 2))
+    torch.testing.assert_close(penalty, critic[1].weight.square().sum())
+
+
+def test_path_length_of_a_linear_generator_is_the_length_of_its_noise():
+    codes, factor = torch.randn(5, 3, 16, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    penalize = PathLength()
+    torch.manual_seed(1)
+    penalty = penalize((factor * codes).view(5, 3, 4, 4), codes)
+    torch.manual_seed(1)
+    noise = torch.randn(5, 3, 4, 4) / 4
+    lengths = 2 * noise.flatten(2).square().sum(2).mean(1).sqrt()
+    assert penalize.mean == pytest.approx(0.01 * lengths.mean().item())
+    torch.testing.assert_close(penalty, (lengths - penalize.mean).square().mean())
+    penalty.backward()
+    assert factor.grad > 0
+
+
+def test_feature_distance_is_zero_for_the_same_picture_and_ignores_feature_scale():
+    torch.manual_seed(0)
+    critic = Discriminator((8, 8, 8, 8))
+    a, b = (critic.features(torch.randn(2, 3, 32, 32)) for _ in range(2))
+    assert feature_distance(a, a).item() == 0
+    assert 0 < feature_distance(a, b).item() <= 4  # unit vectors are at most 2 apart
+    torch.testing.assert_close(feature_distance([3 * x for x in a], b), feature_distance(a, b))
+
+
+def stand_in(network: nn.Module) -> dict[str, Tensor]:
+    """Random tensors in the layout of a network on the meta device."""
+    torch.manual_seed(0)
+    state = {}
+    for key, value in network.state_dict().items():
+        if key.endswith("running_var"):
+            state[key] = torch.ones(value.shape)
+        elif key.endswith("num_batches_tracked"):
+            state[key] = torch.tensor(0)
+        else:
+            state[key] = torch.randn(value.shape) * max(value[:1].numel(), 1) ** -0.5
+    return state
+
+
+def lpips_weights() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    with torch.device("meta"):
+        features = torchvision.models.alexnet().features
+    trunk = {f"features.{key}": value for key, value in stand_in(features).items()}
+    widths = (64, 192, 384, 256, 256)
+    return trunk, {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(widths)}
+
+
+def test_lpips_is_its_formula():
+    trunk, heads = lpips_weights()
+    distance = Lpips(trunk, heads)
+    a, b = torch.rand(2, 1, 3, 64, 64) * 2 - 1
+    b.requires_grad_(True)
+    assert distance(a, a).item() == 0
+
+    def features(image: Tensor) -> list[Tensor]:
+        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+        x, maps = (image - shift.view(3, 1, 1)) / scale.view(3, 1, 1), []
+        network = torchvision.models.alexnet().features
+        network.load_state_dict({key.removeprefix("features."): value for key, value in trunk.items()})
+        for index, layer in enumerate(network):
+            x = layer(x)
+            if index in (1, 4, 7, 9, 11):
+                maps.append(nn.functional.normalize(x, dim=1, eps=1e-10).clone())
+        return maps
+
+    pairs = zip(features(a), features(b), heads.values(), strict=True)
+    expected = sum(((x - y).square() * head).sum(1).mean() for x, y, head in pairs)
+    torch.testing.assert_close(distance(a, b), expected, rtol=1e-4, atol=1e-6)
+    distance(a, b).backward()
+    assert b.grad.abs().sum() > 0
+    del heads["lin3.model.1.weight"]
+    with pytest.raises(ModelError, match="another layout"):
+        Lpips(trunk, heads)
+
+
+def test_identity_reads_the_published_layout_and_the_faces_middle():
+    with torch.device("meta"):
+        head = [nn.BatchNorm2d(512), nn.Dropout(), nn.Flatten(), nn.Linear(512 * 49, 512), nn.BatchNorm1d(512)]
+        network = nn.Sequential()
+        network.add_module("input_layer", irse.input_layer(64))
+        network.add_module("body", irse.body(64, (64, 128, 256, 512), (3, 4, 14, 3)))
+        network.add_module("output_layer", nn.Sequential(*head))
+    weights = stand_in(network)
+    assert {"input_layer.2.weight", "body.23.res_layer.5.fc2.weight", "output_layer.4.running_mean"} <= weights.keys()
+    distance = Identity(weights)
+    a, b = torch.rand(2, 1, 3, 256, 256) * 2 - 1
+    assert distance(a, a).item() == pytest.approx(0, abs=1e-5)
+    assert 0 < distance(a, b).item() <= 2
+    margin = a.clone()
+    margin[:, :, :35] = margin[:, :, 223:] = -1
+    margin[..., :32] = margin[..., 220:] = -1
+    torch.testing.assert_close(distance.embed(margin), distance.embed(a))
+    tight = Identity(weights, template=(0.42, 0.62))
+    assert not torch.allclose(tight.embed(margin), tight.embed(a))
+    assert tight.embed(a).norm().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_moco_reads_the_published_layout():
+    with torch.device("meta"):
+        network = torchvision.models.resnet50()
+        network.fc = nn.Identity()
+    weights = {f"module.encoder_q.{key}": value for key, value in stand_in(network).items()}
+    weights |= {"module.encoder_q.fc.0.weight": torch.zeros(2048, 2048), "module.queue": torch.zeros(128, 4)}
+    distance = Moco(weights)
+    a, b = torch.rand(2, 1, 3, 64, 64) * 2 - 1
+    assert distance(a, a).item() == pytest.approx(0, abs=1e-5)
+    assert 0 < distance(a, b).item() <= 2
+    with pytest.raises(ModelError, match="MoCo weights have another layout"):
+        Moco({"encoder.conv1.weight": torch.zeros(1)})
+
+
+@pytest.fixture
+def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No network and no copies; returns the folder where a person would put files."""
+    registry = (perception.CHECKPOINTS / "training.toml").read_text(encoding="utf-8")
+    (tmp_path / "training.toml").write_text(registry, encoding="utf-8")
+    monkeypatch.setattr(perception, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(perception, "is_reachable", lambda url: False)
+    monkeypatch.setattr("e4e_core.downloads.is_reachable", lambda url: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("E4E_CACHE", str(tmp_path / "cache/models"))
+    return tmp_path
+
+
+def test_missing_weights_cost_a_sentence_and_the_discriminator_stands_in(
+    no_weights: Path, capsys: pytest.CaptureFixture[str]
+):
+    losses, perceptual = load_losses(FACES)
+    assert losses == {} and perceptual == FACES.lpips
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("The weights of the lpips loss cannot be had, so the discriminator's features stand in")
+    assert "identity loss cannot be had, so it is left out" in lines[1] and "model_ir_se50.pth" in lines[1]
+
+
+def test_a_file_with_another_digest_is_not_opened(no_weights: Path):
+    (no_weights / "alexnet-owt-7be5be79.pth").write_bytes(b"something else")
+    with pytest.raises(DownloadError, match="not the published file"):
+        published_file("alexnet")
+    with pytest.raises(DownloadError, match=r"moco_v2_800ep_pretrain\.pth\.tar from https"):
+        published_file("moco")
+
+
+def test_weights_put_beside_the_registry_are_used(no_weights: Path, monkeypatch: pytest.MonkeyPatch):
+    trunk, heads = lpips_weights()
+    for name, state in {"alexnet-owt-7be5be79.pth": trunk, "LPIPS_v0.1_alex-df73285e.pth": heads}.items():
+        torch.save(state, no_weights / name)
+    monkeypatch.setattr(perception, "is_intact", lambda path, entry: True)
+    monkeypatch.setattr("e4e_core.downloads.is_intact", lambda path, entry: True)
+    losses, perceptual = load_losses(FACES)
+    assert losses.keys() == {"lpips"} and perceptual == 0
+    weight, network = losses["lpips"]
+    assert weight == 0.8 and network(torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64)) > 0
