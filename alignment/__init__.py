@@ -4,14 +4,18 @@ from errors import NoFaceError, PhotoError
 
 from .crop import Crop, align, centre_crop
 from .landmarks import Face, find_faces
-from .paste import paste_back
+from .masks import REGIONS, Region
+from .paste import FEATHER, paste_back
 from .photos import open_photo
 
 __all__ = [
+    "FEATHER",
+    "REGIONS",
     "Crop",
     "Face",
     "NoFaceError",
     "PhotoError",
+    "Region",
     "align",
     "centre_crop",
     "find_faces",

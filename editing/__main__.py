@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
         "--edit", action="append", default=[], type=edit, metavar="NAME=STRENGTH", help="may be given several times"
     )
     command.add_argument("--paste", action="store_true", help="put the face back into the whole photo")
+    command.add_argument(
+        "--only", default="everything", metavar="REGION", help="with --paste: mouth, eyes, skin, head or everything"
+    )
     command.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     command.add_argument(
         "--model", help="name from checkpoints/registry.toml, a .pt file or a folder; default: E4E_MODEL or demo"
@@ -62,9 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     strengths = dict(options.edit)
 
     from e4e_core.checkpoints import default_model_name, load_model  # after --help and typing errors: torch is slow
+    from alignment.masks import check_region
     from editing import Editor
 
     try:
+        check_region(options.only)
         editor = Editor(load_model(options.model or default_model_name()))
         if editor.notice:
             print(editor.notice, file=sys.stderr)
@@ -100,7 +105,7 @@ def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[s
             session = editor.open(photo, options.face)
             picture = editor.render(session, strengths, options.fidelity)
             if options.paste:
-                picture = editor.paste(session, picture)
+                picture = editor.paste(session, picture, options.fidelity, options.only)
             target = free_name(options.out, photo.stem, taken)
             save_png(picture, target, settings)
             taken.add(identity(target))

@@ -11,7 +11,10 @@ import math
 import random
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +44,13 @@ SLIDERS = {  # name: (label, group); the names are columns of the table of label
     "bright": ("Brightness", "Light"),
 }
 JUDGED = ("age", "gender")  # read off dlib's embedding by a model fitted on the labels; the others are measured
-JUDGED_ON = 600  # photos whose embeddings are fitted to the labels
+JUDGED_ON = 1200  # photos whose embeddings are fitted to the labels
+RIDGE = 0.1
 STEPS = 7  # strengths tried in calibration, from -TRIED to TRIED
 TRIED = 1.5  # in lengths of the codes' own spread, whatever length the fit gave the direction
 LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
 LEAST = 0.3  # a direction that moves its attribute by less at both ends is not worth a slider
 FOUND = 0.95  # share of edited faces that dlib must still find at a slider's ends
-
-Measure = Callable[[Image.Image], dict[str, float] | None]
 
 
 def read_labels(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -109,40 +111,56 @@ def fit_directions(codes: Tensor, attributes: dict[str, np.ndarray]) -> dict[str
     return {name: b.reshape(codes.shape[1:]).float() for name, b in zip(attributes, slopes, strict=True)}
 
 
-def fit_judges(pictures: Pictures, indices: Sequence[int], labels: dict[str, np.ndarray]) -> Measure:
-    """A measure that adds age and gender presentation, read off dlib's embedding, to the landmarks' attributes.
+@dataclass(frozen=True)
+class Judge:
+    """Measures a picture: the landmarks' attributes, and labels read off dlib's embedding.
 
-    Ridge regression of each label on the embedding of the pictures at `indices`; `labels` are theirs.
+    Attributes:
+        labels: names of the attributes that are read off the embedding.
+        weights: float64 [129, k], a linear function of the embedding and 1 for each of them.
     """
-    judged = [name for name in JUDGED if name in labels]
-    rows, kept = [], []
-    for place, index in enumerate(tqdm(indices, desc="embedding")):
-        found = find_aligned_face(to_picture(pictures[index]))
-        if found is not None:
-            rows.append(np.append(embed(*found), 1.0))
-            kept.append(place)
-    x = np.stack(rows)  # [m, 129]
-    y = np.array([labels[name][kept] for name in judged]).reshape(len(judged), -1).T  # [m, k], k may be 0
-    weights = np.linalg.solve(x.T @ x + 1e-2 * np.eye(x.shape[1]), x.T @ y)  # [129, k]
 
-    def judge(picture: Image.Image) -> dict[str, float] | None:
+    labels: tuple[str, ...]
+    weights: np.ndarray
+
+    def __call__(self, picture: Image.Image, embedded: bool = True) -> dict[str, float] | None:
+        """None where dlib finds no face. The embedding costs four times the rest: `embedded` leaves it out if false."""
         found = find_aligned_face(picture)
         if found is None:
             return None
-        answers = np.append(embed(*found), 1.0) @ weights
-        return measure(picture, found[1]) | dict(zip(judged, answers.tolist(), strict=True))
+        answers = np.append(embed(*found), 1.0) @ self.weights if embedded and self.labels else []
+        return measure(picture, found[1]) | dict(zip(self.labels, map(float, answers), strict=False))
 
-    return judge
+
+def fit_judge(pool: Executor, photos: Sequence[Image.Image], labels: dict[str, np.ndarray]) -> Judge:
+    """A judge whose age and gender presentation are ridge regressions of `labels` [n] on the photos' embeddings."""
+    judged = tuple(name for name in JUDGED if name in labels)
+    rows, kept = [], []
+    for place, embedding in enumerate(tqdm(pool.map(embedding_of, photos), "embedding", len(photos))):
+        if embedding is not None:
+            rows.append(np.append(embedding, 1.0))
+            kept.append(place)
+    x = np.stack(rows)  # [m, 129]
+    y = np.array([labels[name][kept] for name in judged]).reshape(len(judged), -1).T  # [m, k], k may be 0
+    return Judge(judged, np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y))
+
+
+def embedding_of(picture: Image.Image) -> np.ndarray | None:
+    """dlib's embedding, float64 [128], of an aligned picture; None where it finds no face."""
+    found = find_aligned_face(picture)
+    return None if found is None else embed(*found)
 
 
 @torch.no_grad()
-def response(model: E4E, codes: Tensor, vectors: Tensor, strengths: Sequence[float], judge: Measure) -> list[list]:
+def response(
+    model: E4E, codes: Tensor, vectors: Tensor, strengths: Sequence[float], judge: Callable, pool: Executor
+) -> list[list]:
     """What the judge measures of every face at every strength: [strengths][n], None where dlib finds no face."""
-    answers = []
+    pictures = []
     for strength in strengths:
-        images = model.synthesize(codes + strength * vectors)
-        answers.append([judge(to_picture(image)) for image in images])
-    return answers
+        pictures += [to_picture(image) for image in model.synthesize(codes + strength * vectors)]
+    answers = list(pool.map(judge, pictures, chunksize=8))
+    return [answers[start : start + len(codes)] for start in range(0, len(answers), len(codes))]
 
 
 def curve(answers: list[list], name: str) -> np.ndarray:
@@ -151,7 +169,13 @@ def curve(answers: list[list], name: str) -> np.ndarray:
 
 
 def calibrate(
-    direction: Direction, name: str, model: E4E, codes: Tensor, judge: Measure, spread: dict[str, float]
+    direction: Direction,
+    name: str,
+    model: E4E,
+    codes: Tensor,
+    judge: Judge,
+    spread: dict[str, float],
+    pool: Executor,
 ) -> Direction | None:
     """The direction scaled so that strength 1 moves its attribute by one standard deviation, with a range and figures.
 
@@ -164,7 +188,8 @@ def calibrate(
     length = codes.flatten(1).std(0).norm() / direction.vectors.norm()
     direction = replace(direction, vectors=direction.vectors * length)
     strengths = np.linspace(-TRIED, TRIED, STEPS)
-    answers = response(model, codes, direction.vectors, strengths.tolist(), judge)
+    quick = partial(judge, embedded=name in judge.labels)
+    answers = response(model, codes, direction.vectors, strengths.tolist(), quick, pool)
     values = curve(answers, name) / spread[name]  # [STEPS, n] in standard deviations
     found, middle = np.isfinite(values).mean(1), STEPS // 2
     safe = found >= FOUND
@@ -187,7 +212,13 @@ def calibrate(
 
 
 def figures(
-    direction: Direction, name: str, model: E4E, codes: Tensor, judge: Measure, spread: dict[str, float]
+    direction: Direction,
+    name: str,
+    model: E4E,
+    codes: Tensor,
+    judge: Judge,
+    spread: dict[str, float],
+    pool: Executor,
 ) -> dict[str, float | dict[str, float]]:
     """Measured on faces [n, L, D] at five strengths from one end of the slider to the other.
 
@@ -197,7 +228,7 @@ def figures(
         at the ends, in standard deviations.
     """
     strengths = [direction.low, direction.low / 2, 0.0, direction.high / 2, direction.high]
-    answers = response(model, codes, direction.vectors, strengths, judge)
+    answers = response(model, codes, direction.vectors, strengths, judge, pool)
     values = curve(answers, name) / spread[name]  # [5, n]
     change = np.nanmean(values - values[2], 1)
     whole = np.isfinite(values).all(0)
@@ -238,20 +269,23 @@ def learn(
     attributes = read_labels(labels, [pictures.names[i] for i in shown])
     vectors = fit_directions(invert_all(model, pictures, shown), attributes)
     few = shown[:JUDGED_ON]
-    judge = fit_judges(pictures, few, {name: column[: len(few)] for name, column in attributes.items()})
-    real = [judge(to_picture(pictures[i])) for i in tqdm(few[: JUDGED_ON // 2], desc="measuring photos")]
-    spread = {name: float(np.std([r[name] for r in real if r is not None])) for name in attributes}
-    codes = invert_all(model, pictures, kept)
-    tuning, testing = codes[: len(codes) // 2], codes[len(codes) // 2 :]
-    directions = {}
-    for name, vector in tqdm(vectors.items(), desc="calibrating"):
-        label, group = SLIDERS[name]
-        direction = Direction(label, group, -1.0, 1.0, vector, source=f"learned from {len(shown)} labelled photos")
-        direction = calibrate(direction, name, model, tuning, judge, spread)
-        if direction is None:
-            continue
-        measured = figures(direction, name, model, testing, judge, spread)
-        directions[name] = replace(direction, measured=measured)
+    photos = [to_picture(pictures[i]) for i in few]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        judge = fit_judge(pool, photos, {name: column[: len(few)] for name, column in attributes.items()})
+        measuring = tqdm(pool.map(judge, photos[: len(few) // 2]), "measuring photos", len(few) // 2)
+        real = [answer for answer in measuring if answer is not None]
+        spread = {name: float(np.std([answer[name] for answer in real])) for name in attributes}
+        codes = invert_all(model, pictures, kept)
+        tuning, testing = codes[: len(codes) // 2], codes[len(codes) // 2 :]
+        directions = {}
+        for name, vector in tqdm(vectors.items(), desc="calibrating"):
+            label, group = SLIDERS[name]
+            direction = Direction(label, group, -1.0, 1.0, vector, source=f"learned from {len(shown)} labelled photos")
+            direction = calibrate(direction, name, model, tuning, judge, spread, pool)
+            if direction is None:
+                continue
+            measured = figures(direction, name, model, testing, judge, spread, pool)
+            directions[name] = replace(direction, measured=measured)
     return DirectionSet(directions)
 
 

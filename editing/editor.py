@@ -12,6 +12,7 @@ from torch import Tensor
 import alignment
 from alignment import Crop, Face
 from e4e_core.images import to_picture, to_tensor
+from e4e_core.rendering import Renderer
 from editing.directions import Direction, DirectionSet, directions_for
 from errors import DownloadError, PhotoError
 
@@ -41,10 +42,13 @@ class Session:
 
 
 class Editor:
-    """A model with its directions. Holds nothing about any photo, so threads and users can share one.
+    """A model with its directions, which threads and users can share.
+
+    What it keeps of a session is in its Renderer, speeds up the session's next picture, and goes with the session.
 
     Attributes:
         model: the E4E it edits with.
+        renderer: renders its pictures; the model's weights must not change any more.
         directions: its DirectionSet, name -> Direction.
         notice: why the model's own directions are missing, as a sentence for a person; empty if they are there.
     """
@@ -55,6 +59,7 @@ class Editor:
         Raises: DirectionError for directions that cannot be read or do not fit the model.
         """
         self.model = model
+        self.renderer = Renderer(model)
         self.notice = ""
         if directions is None:
             try:
@@ -97,14 +102,26 @@ class Editor:
         Raises: DirectionError for unknown directions and impossible strengths or fidelity.
         """
         codes = self.directions.edit_codes(session.codes, strengths, fidelity)
-        with torch.no_grad():
-            image = self.model.synthesize(codes, size=size)  # [1, 3, R, R]
+        image = self.renderer.render(codes, size, owner=session)  # [1, 3, R, R]
         return to_picture(_content(image, self.model.aspect))
 
-    def paste(self, session: Session, picture: Image.Image) -> Image.Image:
-        """The photo with the edit of `picture` in it; outside the crop, and without an edit, it stays as it is."""
-        unedited = self.render(session, {})
-        return alignment.paste_back(session.photo, picture, session.crop, unedited)
+    def paste(
+        self,
+        session: Session,
+        picture: Image.Image,
+        fidelity: float = 1.0,
+        region: alignment.Region = "everything",
+        feather: float = alignment.FEATHER,
+    ) -> Image.Image:
+        """The photo with the edit of `picture` in it; outside the crop, and without an edit, it stays as it is.
+
+        Args:
+            fidelity: the one `picture` was rendered with, so that only its sliders count as the edit.
+            region, feather: see `alignment.paste_back`.
+        Raises: PhotoError for impossible ones.
+        """
+        unedited = self.render(session, {}, fidelity)
+        return alignment.paste_back(session.photo, picture, session.crop, unedited, region, feather)
 
     def _encode(self, photo: Image.Image, faces: tuple[Face, ...], face: int) -> Session:
         if not faces and face:

@@ -1,28 +1,67 @@
-// What Gradio does not do itself: tell when the sliders have come to rest, name the examples, start a download.
+// What Gradio does not do itself: tell when the sliders have come to rest, put them where undo or a preset wants them,
+// name parts for screen readers, start a download, undo by keyboard.
 (() => {
   const REST = 250; // ms without a movement
   let moved = -Infinity;
   let timer;
+  let face = 0;
 
-  const settle = () => document.querySelector("#settle")?.click();
+  const click = (id) => document.querySelector(id)?.click();
 
   document.addEventListener("input", (event) => {
     if (!event.target.closest("#sliders")) return;
     moved = performance.now();
     clearTimeout(timer);
-    timer = setTimeout(settle, REST);
+    timer = setTimeout(() => click("#settle"), REST);
+  }, true);
+
+  // What these set must not be overtaken by a movement before it.
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("#undo, #redo, #reset-all, #presets")) clearTimeout(timer);
   }, true);
 
   // Called as each frame is requested: true asks for the full picture, false lets the server send a preview.
   window.slidersRest = () => performance.now() - moved >= REST - 10;
 
-  // Gradio leaves the pictures of its example row without names.
-  const naming = new MutationObserver(() => {
-    const examples = document.querySelectorAll("#examples button");
-    examples.forEach((button, index) => button.setAttribute("aria-label", `Example ${index + 1}`));
-    if (examples.length) naming.disconnect();
-  });
-  naming.observe(document, { childList: true, subtree: true });
+  // From the server's text to the values of fidelity and of these sliders.
+  window.levelsFor = (names) => (text) => {
+    clearTimeout(timer); // a hand that moved before this is overruled by it
+    const levels = JSON.parse(text);
+    face = levels.face;
+    name();
+    return [levels.fidelity, ...names.map((name) => levels.strengths[name] ?? 0)];
+  };
 
-  window.downloadReady = () => document.querySelector("#file a, a#file, #file")?.click();
+  const set = (element, attribute, value) => {
+    if (element && element.getAttribute(attribute) !== value) element.setAttribute(attribute, value);
+  };
+  const name = () => {
+    const each = (selector, act) => document.querySelectorAll(selector).forEach(act);
+    each("#examples button", (button, index) => set(button, "aria-label", `Example ${index + 1}`));
+    each("#faces .thumbnail-item", (button, index) => {
+      set(button, "aria-label", `Face ${index + 1}`);
+      set(button, "aria-pressed", String(index === face));
+    });
+    each("#sliders .reset-button", (button) => {
+      const label = button.closest(".head")?.querySelector("input")?.getAttribute("aria-label");
+      if (label) set(button, "aria-label", label.replace(/^number input for/, "Reset"));
+    });
+    each("#compare img", (picture, index) => set(picture, "alt", ["Before", "After"][index]));
+  };
+  let waiting = false;
+  new MutationObserver(() => {
+    if (waiting) return;
+    waiting = true;
+    setTimeout(() => { waiting = false; name(); }, 100);
+  }).observe(document, { childList: true, subtree: true });
+
+  document.addEventListener("keydown", (event) => {
+    const key = event.key.toLowerCase();
+    const typing = event.target.matches("textarea, input:not([type=range], [type=radio])");
+    if (!(event.ctrlKey || event.metaKey) || event.altKey || typing || !["z", "y"].includes(key)) return;
+    event.preventDefault();
+    click(key === "y" || event.shiftKey ? "#redo" : "#undo");
+  });
+
+  window.downloadReady = () => click("#file a, a#file, #file");
 })();

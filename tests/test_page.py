@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from e4e_core.checkpoints import CHECKPOINTS, save_model
 from e4e_core.models.e4e import E4E
@@ -94,7 +94,7 @@ def visit(browser: playwright.Browser, address: str) -> Iterator[Callable[..., p
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE)
         page.goto(address)
-        expect(page.locator("#reset-all")).to_be_visible(timeout=PATIENCE)
+        expect(page.locator("#fidelity")).to_be_visible(timeout=PATIENCE)
         return page
 
     yield visit
@@ -132,6 +132,18 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photo of two faces side by side, the same one mirrored."""
+    path = tmp_path_factory.mktemp("photos") / "group.png"
+    face = Image.open(ASTRONAUT).convert("RGB").crop((60, 0, 400, 340))
+    both = Image.new("RGB", (680, 340))
+    both.paste(face, (0, 0))
+    both.paste(ImageOps.mirror(face), (340, 0))
+    both.save(path)
+    return path
+
+
 def upload(page: playwright.Page, photo: Path) -> None:
     """Upload a photo other than the one that is open."""
     crop = page.locator("#crop img")
@@ -141,6 +153,16 @@ def upload(page: playwright.Page, photo: Path) -> None:
         "(before) => ![undefined, before].includes(document.querySelector('#crop img')?.src)", arg=before
     )
     settled(page, "Opened in")
+
+
+def download(page: playwright.Page, button: str, target: Path) -> Image.Image:
+    """The picture behind a download button, which is called what `target` is called."""
+    with page.expect_download() as started:
+        page.locator(button).click()
+    started.value.save_as(target)
+    if target.name.startswith("edited-"):
+        assert started.value.suggested_filename == target.name
+    return Image.open(target)
 
 
 def source(page: playwright.Page) -> str:
@@ -232,7 +254,7 @@ def test_reset_of_one_slider_and_of_all(page):
     number(page, "Smile").fill("2")
     number(page, "Age").fill("-1")
     both = settled(page, "Smile +2, Age −1")
-    page.locator("#direction-smile").get_by_label("Reset to default value").click()
+    page.locator("#direction-smile").get_by_label("Reset Smile").click()
     expect(page.locator("#status")).not_to_contain_text("Smile")
     assert settled(page, "Age −1") not in (both, unedited)
     number(page, "Fidelity").fill("0.5")
@@ -264,18 +286,26 @@ def test_a_photo_without_a_face_leaves_the_one_before(page, tmp_path):
     changed(page, before)
 
 
-def test_several_faces_can_be_chosen_from(other, tmp_path):
-    face = Image.open(ASTRONAUT).convert("RGB").crop((60, 0, 400, 340))
-    group = Image.new("RGB", (680, 340))
-    group.paste(face, (0, 0))
-    group.paste(ImageOps.mirror(face), (340, 0))
-    group.save(tmp_path / "group.png")
-    upload(other, tmp_path / "group.png")
+def test_several_faces_keep_their_own_edits_and_all_go_into_the_photo(other, group, tmp_path):
+    upload(other, group)
     expect(other.locator("#status")).to_contain_text("Found 2 faces")
     first = other.locator("#crop img").get_attribute("src")
-    other.locator("#faces button").nth(1).click()
+    number(other, "Smile").fill("3")
+    settled(other, "Smile +3")
+    other.locator("#faces").get_by_label("Face 2").click()
     expect(other.locator("#status")).to_contain_text("Face 2 of 2")
+    expect(other.locator("#faces").get_by_label("Face 2")).to_have_attribute("aria-pressed", "true")
     assert other.locator("#crop img").get_attribute("src") != first
+    expect(number(other, "Smile")).to_have_value("0")
+    number(other, "Age").fill("3")
+    settled(other, "Age +3")
+    picture = download(other, "#save-photo", tmp_path / "both.png")
+    changed = ImageChops.difference(picture.convert("RGB"), Image.open(group))
+    for side in ((0, 0, 340, 340), (340, 0, 680, 340)):
+        assert changed.crop(side).getbbox()
+    other.locator("#faces").get_by_label("Face 1").click()
+    expect(number(other, "Smile")).to_have_value("3")
+    expect(number(other, "Age")).to_have_value("0")
 
 
 def test_before_after_and_the_photo_have_their_tabs(page):
@@ -291,13 +321,73 @@ def test_before_after_and_the_photo_have_their_tabs(page):
 @pytest.mark.parametrize("name, size", [("face", (RESOLUTION, RESOLUTION)), ("photo", (512, 512))])
 def test_downloads_are_png_at_full_size(page, name, size, tmp_path):
     number(page, "Smile").fill("1.5")
-    with page.expect_download() as download:
-        page.locator(f"#save-{name}").click()
-    assert download.value.suggested_filename == f"edited-{name}.png"
-    download.value.save_as(tmp_path / "file.png")
-    picture = Image.open(tmp_path / "file.png")
+    picture = download(page, f"#save-{name}", tmp_path / f"edited-{name}.png")
     assert (picture.format, picture.size) == ("PNG", size)
     assert '"smile": 1.5' in picture.text["Settings"]
+
+
+def test_undo_and_redo_by_button_and_keyboard(page):
+    unedited = source(page)
+    number(page, "Smile").fill("2")
+    smiling = settled(page, "Smile +2")
+    number(page, "Age").fill("1")
+    both = settled(page, "Smile +2, Age +1")
+    page.locator("#undo").click()
+    expect(number(page, "Age")).to_have_value("0")
+    assert settled(page, "Smile +2") == smiling
+    page.get_by_label("range slider for Smile").press("Control+z")
+    expect(number(page, "Smile")).to_have_value("0")
+    assert settled(page, "No edits") == unedited
+    page.locator("#redo").click()
+    settled(page, "Smile +2")
+    page.locator("#redo").click()
+    assert settled(page, "Smile +2, Age +1") == both
+    expect(page.locator("#redo")).to_be_disabled()
+
+
+def test_presets_are_applied_kept_by_the_browser_and_deleted(visit):
+    page = visit()
+    upload(page, ASTRONAUT)
+    page.locator("#more .label-wrap").click()
+    page.locator("#presets").get_by_text("Older", exact=True).click()
+    settled(page, "Age +2.25")
+    expect(number(page, "Age")).to_have_value("2.25")
+    number(page, "Smile").fill("1")
+    settled(page, "Smile +1, Age +2.25")
+    page.get_by_label("Name for these edits").fill("Grandma <b>")
+    page.locator("#keep-preset").click()
+    expect(page.locator("#presets")).to_contain_text("Grandma <b>")
+    page.reload()
+    expect(page.locator("#fidelity")).to_be_visible()
+    page.locator("#more .label-wrap").click()
+    upload(page, ASTRONAUT)
+    page.locator("#presets").get_by_text("Grandma <b>").click()
+    settled(page, "Smile +1, Age +2.25")
+    page.get_by_label("Name for these edits").fill("Grandma <b>")
+    page.locator("#delete-preset").click()
+    expect(page.locator("#presets")).not_to_contain_text("Grandma")
+
+
+def test_settings_come_back_from_a_picture_and_from_a_file(page, tmp_path):
+    number(page, "Smile").fill("-1.5")
+    number(page, "Fidelity").fill("0.5")
+    edited = settled(page, "Smile −1.5, fidelity 0.5")
+    download(page, "#save-face", tmp_path / "edited-face.png")
+    if not page.locator("#save-settings").is_visible():
+        page.locator("#more .label-wrap").click()
+    with page.expect_download() as settings:
+        page.locator("#save-settings").click()
+    settings.value.save_as(tmp_path / "settings.json")
+    for name in ("edited-face.png", "settings.json"):
+        page.locator("#reset-all").click()
+        settled(page, "No edits")
+        page.locator("#right input[type=file]").set_input_files(tmp_path / name)
+        assert settled(page, "Settings loaded: Smile −1.5, fidelity 0.5") == edited
+        expect(number(page, "Smile")).to_have_value("-1.5")
+    page.locator("#right input[type=file]").set_input_files(ASTRONAUT)
+    expect(page.locator("#status")).to_contain_text("holds no settings of this page")
+    grid = download(page, "#save-grid", tmp_path / "edited-grid.png")
+    assert grid.height == 40 + 3 * 256
 
 
 def test_two_people_do_not_see_each_other(page, other, mirrored):
@@ -326,12 +416,17 @@ def test_a_model_that_cannot_be_had_is_a_sentence(page):
     assert source(page) == before
 
 
-def test_a_phone_shows_everything_in_one_column(other):
+def test_a_phone_shows_everything_in_one_column(other, tmp_path):
     upload(other, ASTRONAUT)
     other.set_viewport_size({"width": 390, "height": 844})
     assert other.evaluate("document.documentElement.scrollWidth") <= 390
-    other.locator("#direction-age").scroll_into_view_if_needed()
-    expect(other.locator("#result img")).to_be_in_viewport()  # the picture stays in sight of the sliders
+    slider = other.get_by_label("range slider for Age")
+    slider.focus()
+    for part in (other.locator("#result img"), slider):  # the picture stays in sight of the sliders
+        expect(part).to_be_in_viewport()
+    picture, control = other.locator("#views").bounding_box(), slider.bounding_box()
+    assert picture["y"] + picture["height"] <= control["y"] + 1  # and does not hide them
+    other.screenshot(path=tmp_path / "phone.png")
     other.set_viewport_size({"width": 1440, "height": 900})
 
 
@@ -341,14 +436,15 @@ def test_the_finished_page_is_photographed(other, tmp_path):
         other.get_by_label("Model").click()
         other.get_by_role("option", name="Demo").click()
         expect(other.locator("#status")).to_contain_text(re.compile(r"demo \d+ px"))
-        expect(other.locator("#direction-smile, #sliders p").first).to_be_visible()
+        expect(other.locator("#direction-eyes")).to_have_count(0)  # the sliders of the model before are gone
+        expect(other.locator("#sliders .group").first).to_be_visible()
     other.locator("#examples button").first.click()
     expect(other.locator("#status")).to_contain_text("Opened in")
     slider = other.locator("#sliders input[type=range]").first
     slider.press("End")
     expect(other.locator("#status")).to_contain_text("+")
     slider.blur()
-    other.wait_for_timeout(1500)
+    other.wait_for_function("() => window.slidersRest() && document.querySelector('#result img')?.complete")
     target = ROOT / "docs" / "page.png" if os.environ.get("E4E_SCREENSHOT") else tmp_path / "page.png"
     target.parent.mkdir(exist_ok=True)
     other.screenshot(path=target)

@@ -1,13 +1,42 @@
-"""Starting the page: what can go wrong on the command line is one sentence, and one exit code."""
+"""Starting the page: what can go wrong on the command line is one sentence, and one exit code; and as a Space."""
 
+import os
 import socket
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from gradio_client import Client, handle_file
+from PIL import Image
 from test_editing import some_directions, tiny_model
 
 import app
 from e4e_core.checkpoints import save_model
+from page.parts import step
+
+ROOT = Path(__file__).resolve().parents[1]
+# What stands in for the package `spaces`, which every Gradio Space has: like ZeroGPU's worker it gets and gives only
+# what can be pickled; elsewhere it changes nothing.
+SPACES = """
+import functools, os, pickle, sys
+assert "torch" not in sys.modules, "spaces must be imported before torch"
+def GPU(duration):
+    def decorate(function):
+        if not os.environ.get("SPACES_ZERO_GPU"):
+            return function
+        @functools.wraps(function)
+        def on_gpu(*arguments):
+            print("on the GPU:", function.__name__, flush=True)
+            return pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(arguments)))))
+        return on_gpu
+    return decorate
+def gradio_auto_wrap(function):
+    return function
+"""
+RELOADING = "def start_reload_server(**_): pass\n"  # Gradio starts a Space's reloader in any case
 
 
 @pytest.fixture
@@ -46,4 +75,50 @@ def test_a_model_that_cannot_be_had_gives_the_demo_and_a_notice(monkeypatch):
 @pytest.mark.parametrize("low, high, expected", [(-3, 3, 0.05), (-5, 5, 0.1), (0, 1, 0.01), (-20, 40, 0.5)])
 def test_steps_are_round_and_about_a_hundredth_of_the_range(low, high, expected):
     direction = next(iter(some_directions().values()))
-    assert app.step(replace(direction, low=low, high=high)) == expected
+    assert step(replace(direction, low=low, high=high)) == expected
+
+
+@pytest.mark.parametrize("zero_gpu", [True, False], ids=["ZeroGPU", "CPU Space"])
+def test_the_repository_is_a_space(zero_gpu, model_folder, tmp_path):
+    """Started the way a Space starts it, with the variables a Space sets, and used."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    variables = {
+        "SPACE_ID": "somebody/edit-a-face",
+        "SYSTEM": "spaces",
+        "E4E_MODEL": str(model_folder),
+        "GRADIO_SERVER_NAME": "0.0.0.0",
+        "GRADIO_SERVER_PORT": port,
+        "GRADIO_TEMP_DIR": str(tmp_path / "temporary"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(tmp_path / "stand-in"),
+    }
+    if zero_gpu:
+        variables["SPACES_ZERO_GPU"] = "true"
+    metadata = tmp_path / "stand-in" / "spaces-1.0.0.dist-info"  # Gradio looks for the version
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: spaces\nVersion: 1.0.0\n")
+    package = tmp_path / "stand-in" / "spaces"
+    package.mkdir()
+    (package / "__init__.py").write_text(SPACES)
+    (package / "reloading.py").write_text(RELOADING)
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=ROOT, env={**os.environ, **variables}, stdout=output, stderr=output
+        )
+    try:
+        while "The page is at" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        client = Client(f"http://127.0.0.1:{port}/", verbose=False, httpx_kwargs={"timeout": 600})
+        photo = handle_file(str(ROOT / "examples" / "astronaut.png"))
+        path, _ = client.predict(photo=photo, strengths={"smile": 1}, whole=True, api_name="/edit")
+        assert Image.open(path).size == (512, 512)
+    finally:
+        process.terminate()
+        process.wait(20)
+    text = log.read_text()
+    assert "Traceback" not in text, text
+    assert [name in text for name in ("on the GPU: encode", "on the GPU: draw", "on the GPU: lay")] == [zero_gpu] * 3

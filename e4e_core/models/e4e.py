@@ -106,13 +106,17 @@ class E4E(nn.Module):
         Returns: float32 [n, 3, R, R] or [n, 3, size, size] on the model's device, RGB around [-1, 1], not clamped.
         Raises: ValueError for other shapes or sizes.
         """
+        self.check_codes(codes, size)
+        return self.decoder(codes.to(self.device, torch.float32), size)
+
+    def check_codes(self, codes: Tensor, size: int | None = None) -> None:
+        """Raises ValueError for codes or a size that `synthesize` does not take."""
         if codes.dim() != 3 or tuple(codes.shape[1:]) != (self.num_layers, self.latent_dim):
             raise ValueError(
                 f"synthesize takes codes of shape [n, {self.num_layers}, {self.latent_dim}], not {list(codes.shape)}."
             )
         if size is not None and size < self.resolution and (size < 4 or size & (size - 1)):
             raise ValueError(f"size must be a power of two from 4 to {self.resolution}, not {size}.")
-        return self.decoder(codes.to(self.device, torch.float32), size)
 
     def map(self, z: Tensor) -> Tensor:
         """The mapping network: normal float32 [n, D] -> w, float32 [n, D]."""

@@ -1,0 +1,304 @@
+"""How fast is it here? One table of figures beside their goals; markdown on stdout, json in a file.
+
+    python -m benchmarks            everything a CPU can measure
+    python -m benchmarks --quick    fewer repetitions, without the plain operators
+    python -m benchmarks --profile  also every layer of the 1024² picture, each of the two ways
+
+A time is the shortest of a few. So that it means the same on every machine it is also a multiple of the roofline:
+what the published model's FLOPs (151 G for a picture, 145 G for an encoding) would take at the rate of a float32
+matrix product of 4096³.
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import alignment
+from e4e_core import load_model
+from e4e_core.formats import from_published, save_model
+from e4e_core.models.e4e import E4E
+from e4e_core.rendering import Renderer
+from editing import Editor
+
+ROOT = Path(__file__).resolve().parents[1]
+KIT = ROOT / "tests" / "conformance"
+RENDER_FLOP, ENCODE_FLOP = 151e9, 145e9
+NO_GPU = "no GPU here"
+
+# Run in processes of their own, because the peak of a process's memory never falls: seconds, then bytes.
+LOADING = """
+import resource, sys, time
+import torch
+{setup}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+{load}
+taken = time.perf_counter() - start
+print(taken, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+PLAIN_SETUP = """
+from e4e_core.checkpoints import load_model
+model = load_model(sys.argv[2], "cpu", "float32")
+for parameter in model.parameters():
+    parameter.data = torch.zeros_like(parameter)
+"""
+PLAIN_LOAD = """
+content = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
+state = dict(content["state_dict"], latent_avg=content["latent_avg"])
+model.load_state_dict(state, strict=True)
+"""
+OWN_SETUP = "from e4e_core.checkpoints import load_model"
+OWN_LOAD = """
+model = load_model(sys.argv[2], "cpu", "float32")
+for tensor in model.state_dict().values():
+    tensor.sum()  # every page is in memory: nothing is put off until the first picture
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `met` is None where nothing was measured or nothing was promised."""
+
+    what: str
+    goal: str
+    measured: str
+    met: bool | None = None
+
+
+def shortest(function: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of `repeats` calls, after one that is not counted."""
+    return min(durations(function, repeats))
+
+
+def durations(function: Callable[[], object], repeats: int) -> list[float]:
+    function()
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def matrix_rate() -> float:
+    """FLOP per second of a float32 matrix product of 4096³."""
+    a, b = torch.randn(4096, 4096), torch.randn(4096, 4096)
+    return 2 * 4096**3 / shortest(lambda: a @ b, 3)
+
+
+def published_kit():
+    """The module that fills the published layout with reproducible numbers."""
+    sys.path.insert(0, str(KIT))
+    import weights
+
+    return weights
+
+
+def against_roofline(what: str, seconds: float, flop: float, rate: float, limit: float | None) -> Row:
+    multiple = seconds / (flop / rate)
+    goal = "–" if limit is None else f"≤ {limit:g} × roofline"
+    return Row(what, goal, f"{seconds:.2f} s, {multiple:.2f} ×", None if limit is None else multiple <= limit)
+
+
+@torch.no_grad()
+def published_rows(model: E4E, kit, rate: float, repeats: int, quick: bool) -> list[Row]:
+    """Pictures and encodings of published-size weights, in the precision that this machine gets by itself."""
+    half = model.precision != "float32"
+    codes, image = kit.make_codes("ffhq1024", 0), kit.make_image("ffhq1024", 0)
+    renderer, where = Renderer(model), f"CPU, {model.precision}"
+
+    def timed(what: str, function: Callable[[], object], flop: float, limit: float | None) -> Row:
+        return against_roofline(f"{what}, {where}", shortest(function, repeats), flop, rate, limit)
+
+    rows = [timed("render 1024²", lambda: renderer.render(codes), RENDER_FLOP, 0.55 if half else 1.3)]
+    rows += [timed("preview 256²", lambda: renderer.render(codes, 256), RENDER_FLOP, 0.25)]
+    session, strength = KeptFor(), iter(range(1000))
+
+    def fine_edit(size: int | None) -> torch.Tensor:
+        edited = codes.clone()
+        edited[:, 8:] += 0.01 * next(strength)
+        return renderer.render(edited, size, session)
+
+    fine_edit(None)
+    for size in (None, 256):
+        name = f"edit of layers ≥ 8, {size or 1024}²"
+        rows.append(timed(name, lambda size=size: fine_edit(size), RENDER_FLOP, None))
+    rows.append(timed("encode 256²", lambda: model.invert(image), ENCODE_FLOP, 0.48 if half else 1.0))
+    if not quick:
+        rows.append(timed("render 1024², plain operators", lambda: model.synthesize(codes), RENDER_FLOP, None))
+    return rows
+
+
+class KeptFor:
+    """Stands for a session, for which the renderer keeps features."""
+
+
+@torch.no_grad()
+def same_picture(model: E4E, kit, expected: torch.Tensor) -> Row:
+    """The renderer's picture against float32 with plain operators; PSNR of the range that the picture itself has."""
+    picture = Renderer(model).render(kit.make_codes("ffhq1024", 0))
+    error = float((picture - expected).norm() / expected.norm())
+    peak = float(expected.max() - expected.min())
+    psnr = float(10 * torch.log10(peak**2 / (picture - expected).square().mean()))
+    limit = 1e-4 if model.precision == "float32" else 0.01
+    measured = f"error {error:.1e}, PSNR {psnr:.0f} dB"
+    return Row("same picture as float32", f"error ≤ {limit:g}, ≥ 40 dB", measured, error <= limit and psnr >= 40)
+
+
+def loading_rows(folder: Path, checkpoint: Path, weights: int) -> list[Row]:
+    def child(setup: str, load: str) -> tuple[float, float]:
+        command = [sys.executable, "-c", LOADING.format(setup=setup, load=load), str(checkpoint), str(folder)]
+        answers = []
+        for _ in range(2):  # the first warms the disk's cache
+            done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+            answers.append([float(word) for word in done.stdout.split()])
+        return min(a[0] for a in answers), max(a[1] for a in answers)
+
+    plain, _ = child(PLAIN_SETUP, PLAIN_LOAD)
+    own, peak = child(OWN_SETUP, OWN_LOAD)
+    return [
+        Row(
+            f"load {weights / 1e9:.1f} GB, all pages in memory",
+            "≤ 1/3 of torch.load + strict load",
+            f"{own:.2f} s of {plain:.2f} s, {own / plain:.2f} ×",
+            own <= plain / 3,
+        ),
+        Row("load, peak memory", "≤ 1.5 × the weights", f"{peak / weights:.2f} ×", peak <= 1.5 * weights),
+    ]
+
+
+def as_page(picture: Image.Image) -> str:
+    """The form in which the page sends a picture."""
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=92)
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def demo_rows(repeats: int) -> list[Row]:
+    """The embedded model: a moved slider, and a photo of 12 megapixels."""
+    editor = Editor(load_model("demo", "cpu"))
+    face = Image.open(ROOT / "examples" / "astronaut.png").convert("RGB")
+    data = io.BytesIO()
+    face.resize((3464, 3464), Image.Resampling.BICUBIC).save(data, "JPEG", quality=92)
+
+    session, name = editor.open(face), next(iter(editor.directions))
+    values = iter(np.linspace(editor.directions[name].low, editor.directions[name].high, 40 * repeats + 1))
+    frames = durations(lambda: as_page(editor.render(session, {name: float(next(values))})), 40 * repeats)
+    median, late = np.percentile(frames, [50, 95]) * 1000
+
+    def first_picture() -> str:
+        opened = editor.open(io.BytesIO(data.getvalue()))
+        return as_page(editor.render(opened, {}))
+
+    photo = alignment.open_photo(io.BytesIO(data.getvalue()))
+    first, search = shortest(first_picture, repeats), shortest(lambda: alignment.find_faces(photo), repeats)
+    return [
+        Row(
+            "slider to JPEG on the server, demo model (the browser adds its own time)",
+            "in the browser: median ≤ 80 ms, 95 % ≤ 150 ms",
+            f"median {median:.0f} ms, 95 % {late:.0f} ms",
+        ),
+        Row("12 megapixels, file to first JPEG, demo model", "≤ 1.5 s", f"{first:.2f} s", first <= 1.5),
+        Row("12 megapixels, detection + landmarks", "≤ 0.3 s", f"{search:.2f} s", search <= 0.3),
+    ]
+
+
+def gpu_rows() -> list[Row]:
+    measured = "not measured by this program" if torch.cuda.is_available() else NO_GPU
+    return [
+        Row("render 1024², GPU", "≤ 6 ms on an H200-class card", measured),
+        Row("e4e training step, GPU", "≥ 2 × the reference's pictures per second", measured),
+    ]
+
+
+@torch.no_grad()
+def layer_profile(model: E4E, kit, repeats: int) -> list[str]:
+    """Every layer of the picture by the library's convolution and, in float32, by minimal filtering; markdown."""
+    renderer = Renderer(model)
+    codes = kit.make_codes("ffhq1024", 0)
+    renderer.render(codes)
+    lines = ["| layer | output | direct | tiles | used |", "|---|---|---|---|---|"]
+    for index, layer in enumerate(renderer._layers):
+        side = layer.side // 2 if layer.upsample else layer.side
+        x = torch.randn(side + 2, side + 2, layer.inputs).to(renderer._dtype)
+        style, used, times = renderer._styles(codes[0])[index], layer.tiled, []
+        ways = (False, True) if x.dtype == torch.float32 and side >= 8 else (False,)
+        for layer.tiled in ways:
+            times.append(shortest(lambda: [None for _ in layer.strips(x, style)], repeats) * 1000)  # noqa: B023
+        layer.tiled = used
+        tiles = f"{times[1]:.1f} ms" if len(times) == 2 else "–"
+        shape = f"{layer.channels} × {layer.side}²{' up' if layer.upsample else ''}"
+        lines.append(f"| {index} | {shape} | {times[0]:.1f} ms | {tiles} | {'tiles' if used else 'direct'} |")
+    return lines
+
+
+def machine() -> str:
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = names[0] if names else name
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+
+
+def measure(quick: bool, profile: bool) -> tuple[list[Row], list[str], float]:
+    """(rows, lines of the profile, FLOP per second of the matrix product)."""
+    repeats = 1 if quick else 5
+    rate = matrix_rate()
+    kit, profiled = published_kit(), []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, checkpoint = Path(temporary) / "ffhq1024", Path(temporary) / "ffhq1024.pt"
+        kit.save_checkpoint("ffhq1024", 0, checkpoint)
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        model = from_published(content, "ffhq1024")
+        weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+        with torch.no_grad():
+            expected = model.synthesize(kit.make_codes("ffhq1024", 0))
+        save_model(model, folder)
+        del model, content
+        loading = loading_rows(folder, checkpoint, weights)
+        model = load_model(folder, "cpu")
+        rows = published_rows(model, kit, rate, repeats, quick)
+        rows += [same_picture(model, kit, expected), *loading]
+        if profile:
+            profiled = layer_profile(model, kit, repeats)
+    return rows + demo_rows(repeats) + gpu_rows(), profiled, rate
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="each time from one repetition")
+    parser.add_argument("--profile", action="store_true", help="also every layer of the 1024² picture")
+    parser.add_argument("--json", type=Path, default=Path("results/benchmarks.json"), help="where the figures go")
+    options = parser.parse_args(arguments)
+    rows, profiled, rate = measure(options.quick, options.profile)
+    print(f"{machine()}; float32 matrix product {rate / 1e9:.0f} GFLOP/s\n")
+    print("| what | goal | here | met |\n|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row.what} | {row.goal} | {row.measured} | {'–' if row.met is None else 'yes' if row.met else 'no'} |"
+        )
+    if profiled:
+        print("\n" + "\n".join(profiled))
+    answer = {"machine": machine(), "matrix_flop_per_second": rate, "rows": [asdict(row) for row in rows]}
+    answer["profile"] = profiled
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(answer, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

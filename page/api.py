@@ -1,0 +1,113 @@
+"""The page's endpoints for programs: /directions and /edit, described in docs/editing.md. Their names are stable.
+
+They hold nothing between calls, so that any number of programs and pages share one process.
+"""
+
+import functools
+import html
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from editing.export import save_png
+from errors import DirectionError, E4EError, PhotoError
+from page.presets import Edits
+from page.studio import Studio, Visit, milliseconds
+
+log = logging.getLogger("e4e")
+
+
+def offer(studio: Studio, start: str) -> None:
+    """Add the endpoints to the gr.Blocks that is being built; `start` is the model used where none is named."""
+
+    def directions(model: str | None = None) -> list[dict[str, Any]]:
+        """The sliders of a model: name, label, group, low and high."""
+        found = studio.editor(model or start).directions
+        return [
+            {"name": name, "label": each.label, "group": each.group, "low": each.low, "high": each.high}
+            for name, each in found.items()
+        ]
+
+    def edit(
+        photo: str | None = None,
+        strengths: dict[str, float] | None = None,
+        fidelity: float | None = None,
+        face: float | None = None,
+        whole: bool | None = None,
+        model: str | None = None,
+    ) -> tuple[str, dict[str, Any]]:
+        """Edit a face of a photo.
+
+        photo: the file. strengths: direction -> strength, {} for none. fidelity: 0 … 1. face: 0 is the best one.
+        whole: the photo with the edited face in it; else the face alone. model: one of the page's, "" its first.
+        Returns a PNG at full size and {"faces", "face", "width", "height", "milliseconds"}.
+        """
+        start_time = time.perf_counter()
+        name = model or start
+        editor = studio.editor(name)
+        if not isinstance(strengths or {}, dict):
+            raise DirectionError('Strengths are a dictionary of numbers, {"smile": 1.5}; send one.')
+        fidelity = 1.0 if fidelity is None else fidelity
+        editor.directions.check(strengths or {}, fidelity)
+        number = 0 if face is None else face
+        if number != number or abs(number) > 1000 or number != int(number):
+            raise PhotoError("The face is a whole number, 0 for the best one; send that.")
+        if not photo:
+            raise PhotoError("There is no photo; send a file as `photo`.")
+        visit = studio.open(Visit(name, edits=Edits(strengths or {}, fidelity)), Path(photo), int(number))
+        visit, picture, _ = studio.render(visit)
+        picture = studio.paste(visit, picture) if whole else picture
+        report = {
+            "faces": len(visit.session.faces),
+            "face": int(number),
+            "width": picture.width,
+            "height": picture.height,
+            "milliseconds": round(milliseconds(start_time)),
+        }
+        return _written(output, picture, studio.settings(visit)), report
+
+    queue = {"concurrency_id": "rendering", "concurrency_limit": 1, "show_progress": "hidden"}
+    with gr.Column(visible=False):
+        model = gr.Textbox(label="model")
+        table = gr.JSON(label="directions")
+        gr.Button().click(_in_sentences(directions), [model], [table], api_name="directions", **queue)
+        inputs = [
+            gr.File(label="photo"),
+            gr.JSON(label="strengths", value={}),
+            gr.Number(label="fidelity", value=1),
+            gr.Number(label="face", value=0),
+            gr.Checkbox(label="whole", value=False),
+            gr.Textbox(label="model"),
+        ]
+        output, report = gr.File(label="picture"), gr.JSON(label="report")
+        gr.Button().click(_in_sentences(edit), inputs, [output, report], api_name="edit", **queue)
+
+
+def _written(output: gr.File, picture: Image.Image, settings: dict[str, Any]) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "edited.png"
+        save_png(picture, path, settings)
+        return output.move_resource_to_block_cache(path)
+
+
+def _in_sentences(function: Callable) -> Callable:
+    """The function, its errors as the sentence that gradio_client raises."""
+
+    @functools.wraps(function)
+    def wrapped(*inputs):
+        try:
+            return function(*inputs)
+        except E4EError as error:
+            sentence = str(error)
+        except Exception:
+            log.exception("An endpoint failed.")
+            sentence = "Something went wrong here; check what you send and try again."
+        raise gr.Error(html.escape(sentence, quote=False), print_exception=False)
+
+    return wrapped

@@ -1,0 +1,132 @@
+"""Edits with a name, and edits in files; nothing here knows of Gradio, and everything that comes in is checked."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from errors import PhotoError
+
+if TYPE_CHECKING:
+    from editing import Direction
+
+# Parts of the way from 0 to a slider's end, negative towards the lower one. A preset is offered if the model has
+# the first slider it names.
+BUILT_IN = {
+    "Younger": {"age": -0.75},
+    "Older": {"age": 0.75},
+    "Big smile": {"smile": 0.9, "mouth_open": 0.4},
+    "Serious": {"smile": -0.6},
+    "Surprised": {"mouth_open": 0.8, "eye_open": 0.7},
+    "Look left": {"yaw": -0.7},
+    "Look right": {"yaw": 0.7},
+    "Side light": {"light_lr": 0.7},
+}
+MOST = 40  # own presets a browser may keep
+LONGEST_NAME = 40
+LARGEST = 1 << 20  # bytes of a settings file that is not a picture
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Where the sliders stand: strengths that are not 0 by direction, within their ranges; fidelity in 0 … 1."""
+
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    fidelity: float = 1.0
+
+    def __bool__(self) -> bool:
+        """Whether they change anything."""
+        return self.fidelity < 1 or bool(self.strengths)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"strengths": dict(self.strengths), "fidelity": self.fidelity}
+
+
+def edits_within(directions: "Mapping[str, Direction]", strengths: Any, fidelity: Any) -> Edits:
+    """Whatever was sent, as edits that the model can render: unknown sliders left out, numbers moved into range.
+
+    What is no number, an empty number box for example, counts as the slider's rest.
+    """
+    strengths = strengths if isinstance(strengths, Mapping) else {}
+    within = {
+        name: min(max(_number(strengths.get(name), 0.0), direction.low), direction.high)
+        for name, direction in directions.items()
+    }
+    moved = {name: value for name, value in within.items() if value}
+    return Edits(moved, min(max(_number(fidelity, 1.0), 0.0), 1.0))
+
+
+def _number(value: Any, otherwise: float) -> float:
+    try:
+        return float(value) if isinstance(value, Real) and not math.isnan(value) else otherwise
+    except OverflowError:  # an integer beyond every float
+        return math.inf if value > 0 else -math.inf
+
+
+def built_in(directions: "Mapping[str, Direction]") -> dict[str, Edits]:
+    """The presets that suit a model's sliders, by name."""
+    found = {}
+    for name, parts in BUILT_IN.items():
+        if next(iter(parts)) in directions:
+            known = {key: part for key, part in parts.items() if key in directions}
+            ends = {key: directions[key].high if part > 0 else -directions[key].low for key, part in known.items()}
+            found[name] = Edits({key: round(part * ends[key], 2) for key, part in known.items()})
+    return found
+
+
+def own(kept: Any, model: str, directions: "Mapping[str, Direction]") -> dict[str, Edits]:
+    """The presets that a browser has kept for a model, by name."""
+    kept = kept if isinstance(kept, list) else []
+    mine = [entry for entry in kept[:MOST] if isinstance(entry, dict) and entry.get("model") == model]
+    return {
+        str(entry.get("name"))[:LONGEST_NAME]: edits_within(directions, entry.get("strengths"), entry.get("fidelity"))
+        for entry in mine
+    }
+
+
+def keep(kept: Any, name: Any, model: str, edits: Edits | None) -> list[dict[str, Any]]:
+    """What the browser keeps from now on: with `edits` under `name`, or without that preset where edits is None.
+
+    Raises: PhotoError for an empty name and when there are too many.
+    """
+    name = " ".join(str(name or "").split())[:LONGEST_NAME]
+    if not name:
+        raise PhotoError("A preset needs a name; type one and try again.")
+    kept = [entry for entry in kept if isinstance(entry, dict)] if isinstance(kept, list) else []
+    others = [entry for entry in kept if (entry.get("name"), entry.get("model")) != (name, model)]
+    if edits is None:
+        if len(others) == len(kept):
+            raise PhotoError(f"There is no preset of your own called {name}; type the name of one that is there.")
+        return others
+    if len(others) >= MOST:
+        raise PhotoError(f"This browser keeps {MOST} presets; delete one before you keep another.")
+    return [*others, {"name": name, "model": model, **edits.plain()}]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a JSON file or in a PNG that this program wrote. Raises PhotoError if there are none."""
+    missing = f"{path.name} holds no settings of this page; choose a settings file or a picture downloaded here."
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            if start == b"\x89PNG\r\n\x1a\n":
+                with Image.open(path, formats=["PNG"]) as picture:  # reads the texts before the pixels, not the pixels
+                    text = picture.info.get("Settings", "")
+            elif path.stat().st_size <= LARGEST:
+                text = (start + file.read()).decode("utf-8")
+            else:
+                raise PhotoError(missing)
+        settings = json.loads(text)
+    except PhotoError:
+        raise
+    except Exception as error:  # whatever a decoder makes of a hostile file
+        raise PhotoError(missing) from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("strengths"), dict):
+        raise PhotoError(missing)
+    return settings

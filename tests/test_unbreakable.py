@@ -1,0 +1,272 @@
+"""Hostile and broken input: always one sentence, the same process afterwards, and other sessions intact."""
+
+import io
+import json
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+from test_editing import some_directions, tiny_model
+
+from e4e_core.checkpoints import save_model
+from editing import Editor
+from errors import E4EError
+from page.page import FAILED, Page
+from page.presets import Edits, keep, own, read_settings
+from page.studio import Studio, Visit
+
+ASTRONAUT = Path(__file__).resolve().parents[1] / "examples" / "astronaut.png"
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Iterator[Page]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        yield Page(Studio("tiny", Editor(tiny_model(), some_directions())), "tiny")
+
+
+@pytest.fixture(scope="module")
+def visit(page: Page) -> Visit:
+    return page.open_example(page.example_files.index(ASTRONAUT), Visit("tiny"))[page.visit]
+
+
+@pytest.fixture
+def stored(page: Page) -> Iterator[Path]:
+    """A folder in which uploads lie."""
+    folder = Path(page.photo.GRADIO_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        yield Path(name)
+
+
+def said(page: Page, handler, *inputs) -> str:
+    """What the page's status line says."""
+    result = page._in_sentences(handler)(*inputs)
+    assert set(result) <= {page.status, page.photo}, "a refused request changes nothing"
+    text = result[page.status].split("<span>")[1].split("</span>")[0]
+    assert text.endswith(".") and "Traceback" not in text and FAILED not in text
+    return text
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that promises so many pixels and holds none."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+HOSTILE = {
+    "empty.jpg": b"",
+    "svg.png": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "page.jpg": b"<!doctype html><script>alert(1)</script>",
+    "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "truncated.png": ASTRONAUT.read_bytes()[:5000],
+    "bomb.png": png_of(60_000, 60_000),
+    "thin.png": png_of(1, 10_000),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_photo_is_a_sentence_and_the_photo_before_stays(page, visit, name, stored):
+    path = stored / name
+    path.write_bytes(HOSTILE[name])
+    file = {"path": str(path), "url": None}
+    assert "The photo before it is still here." in said(page, page.open_photo, file, visit)
+    said(page, page.open_photo, file, Visit("tiny"))
+
+
+def test_a_real_picture_of_one_pixel_by_ten_thousand_has_no_face(page, visit, stored):
+    for size in ((1, 10_000), (10_000, 1)):
+        Image.new("RGB", size, "red").save(stored / "thin.png")
+        assert "No face was found" in said(page, page.open_photo, {"path": str(stored / "thin.png")}, visit)
+
+
+@QUICK
+@given(data=st.binary(max_size=200))
+def test_random_bytes_are_a_sentence(page, data):
+    with pytest.raises(E4EError):
+        page.open_photo({"url": "data:image/png;base64,AAAA", "path": None}, Visit("tiny"))
+    with pytest.raises(E4EError):
+        page.studio.open(Visit("tiny"), io.BytesIO(data))
+
+
+@QUICK
+@given(smile=ANYTHING, age=ANYTHING, fidelity=ANYTHING, rest=ANYTHING)
+def test_sliders_take_whatever_comes_and_stay_in_their_range(page, visit, smile, age, fidelity, rest):
+    moved = page.move("tiny", rest, visit, fidelity, {"smile": smile, "age": age})[page.visit]
+    assert all(-3 <= value <= 3 and value for value in moved.edits.strengths.values())
+    assert 0 <= moved.edits.fidelity <= 1
+    assert visit.edits == Edits()
+
+
+@pytest.mark.parametrize("name", ["../demo", "/etc", "/etc/passwd", str(ASTRONAUT.parent), "", None, 5, ["tiny"], {}])
+def test_models_that_are_not_offered_are_refused(page, visit, name):
+    assert "does not offer that model" in said(page, page.load_model, name)
+    assert page.change_model(name, visit, None) == {page.picker: "tiny"}
+
+
+@pytest.mark.parametrize("index", [-1, 10**9, 0.5, "0", None, [0], True])
+def test_choices_that_are_not_there_are_refused(page, visit, index):
+    assert "choose again" in said(page, page.open_example, index, visit)
+    assert "choose again" in said(page, page.apply_preset, index, None, visit)
+
+
+@QUICK
+@given(content=ANYTHING)
+def test_presets_and_settings_from_anywhere_are_checked(page, stored, content):
+    kept = content if isinstance(content, list) else [content, {"name": content, "model": "tiny", "strengths": content}]
+    for edits in own(kept, "tiny", some_directions()).values():
+        assert all(-3 <= value <= 3 for value in edits.strengths.values())
+    assert len(keep(kept, "mine", "tiny", Edits({"smile": 1.0}))) <= len(kept) + 1
+    path = stored / "settings.json"
+    path.write_text(json.dumps({"strengths": content, "fidelity": content}), encoding="utf-8")
+    answer = page._in_sentences(page.apply_settings)({"path": str(path)}, Visit("tiny"))
+    assert FAILED not in answer[page.status]
+
+
+def test_settings_that_unfold_are_refused(page, visit, stored):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("Settings", "[" * 50_000_000, zip=True)
+    Image.new("RGB", (1, 1)).save(stored / "bomb.png", pnginfo=info)
+    with pytest.raises(E4EError, match="holds no settings of this page"):
+        read_settings(stored / "bomb.png")
+    (stored / "deep.json").write_text("[" * 500_000, encoding="utf-8")
+    assert "holds no settings" in said(page, page.apply_settings, {"path": str(stored / "deep.json")}, visit)
+
+
+def test_no_handler_needs_a_photo(page):
+    for handler in (page.download_face, page.download_photo, page.download_grid):
+        assert "choose one first" in said(page, handler, Visit("tiny"))
+    for handler in (page.reset_all, page.download_settings):
+        assert page.status in handler(Visit("tiny"))
+
+
+# Over the network
+
+
+@pytest.fixture(scope="module")
+def served(page) -> Iterator[str]:
+    _, address, _ = page.blocks.queue().launch(
+        server_name="127.0.0.1", quiet=True, prevent_thread_lock=True, run_history=False, ssr_mode=False
+    )
+    yield address
+    page.blocks.close()
+
+
+@pytest.fixture(scope="module")
+def client(served) -> Client:
+    return Client(served, verbose=False, httpx_kwargs={"timeout": 600})
+
+
+def test_a_program_edits_a_photo(client):
+    sliders = client.predict(model="", api_name="/directions")
+    assert [slider["name"] for slider in sliders] == ["smile", "age"]
+    assert set(sliders[0]) == {"name", "label", "group", "low", "high"}
+    path, report = client.predict(
+        photo=handle_file(str(ASTRONAUT)),
+        strengths={"smile": 1.5},
+        fidelity=0.5,
+        face=0,
+        whole=True,
+        model="",
+        api_name="/edit",
+    )
+    picture = Image.open(path)
+    assert picture.size == (report["width"], report["height"]) == Image.open(ASTRONAUT).size
+    assert json.loads(picture.text["Settings"])["strengths"] == {"smile": 1.5}
+    assert "compositeWithTrainedAlgorithmicMedia" in picture.info["XML:com.adobe.xmp"]
+    face, report = client.predict(photo=handle_file(str(ASTRONAUT)), api_name="/edit")  # the rest has its defaults
+    assert Image.open(face).size == (32, 32) and report["face"] == 0
+
+
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        ({"strengths": {"smile": 1e300}}, "smile"),
+        ({"strengths": {"smile": "1"}}, "smile"),
+        ({"strengths": {"../smile": 1}}, "no direction"),
+        ({"strengths": [1, 2]}, "dictionary"),
+        ({"fidelity": 1e300}, "idelity"),
+        ({"face": 99}, "no face 99"),
+        ({"face": 0.5}, "whole number"),
+        ({"model": "../../etc/passwd"}, "does not offer that model"),
+        ({"model": str(ASTRONAUT.parent)}, "does not offer that model"),
+    ],
+)
+def test_a_program_that_errs_gets_a_sentence(client, wrong, sentence):
+    with pytest.raises(Exception, match=sentence):
+        client.predict(photo=handle_file(str(ASTRONAUT)), **wrong, api_name="/edit")
+    assert client.predict(api_name="/directions")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1" * 400])
+def test_numbers_that_json_has_no_words_for_are_refused(served, client, number):
+    """Sent by hand, because no client would."""
+    photo = client.predict(photo=handle_file(str(ASTRONAUT)), api_name="/edit")  # the server is well
+    assert photo
+    hostile = (f'{{"smile": {number}}}, 1, 0', f"{{}}, {number}, 0", f"{{}}, 1, {number}")
+    for strengths_fidelity_face in hostile:
+        job = httpx.post(
+            f"{served}gradio_api/call/edit",
+            content=f'{{"data": [null, {strengths_fidelity_face}, false, ""]}}',
+            headers={"Content-Type": "application/json"},
+            timeout=600,
+        )
+        if job.status_code == 200:
+            answer = httpx.get(f"{served}gradio_api/call/edit/{job.json()['event_id']}", timeout=600).text
+            assert "event: error" in answer and "Traceback" not in answer
+        else:
+            assert 400 <= job.status_code < 500
+    assert client.predict(api_name="/directions")
+
+
+@pytest.mark.parametrize(
+    "file", [{"path": "/etc/passwd"}, {"path": "../../etc/passwd"}, {"url": 5}, {"path": 5}, 5, [], "x"]
+)
+def test_only_uploaded_files_are_opened(page, visit, file):
+    for handler in (page.open_photo, page.apply_settings):
+        assert "not a file it uploaded" in said(page, handler, file, Visit("tiny"))
+
+
+def test_files_of_the_server_cannot_be_opened(served, page, tmp_path):
+    """Neither by path through the photo field and the endpoint, nor through Gradio's file route."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(ASTRONAUT.read_bytes())
+    for path in (secret, "/etc/passwd"):
+        assert httpx.get(f"{served}gradio_api/file={path}").status_code in (403, 404)
+    wanted = {index for index, fn in page.blocks.fns.items() if getattr(fn, "name", "") in ("open_photo", "edit")}
+    assert len(wanted) == 2
+    for index in wanted:
+        for file in ({"path": str(secret)}, {"path": str(secret), "meta": {"_type": "gradio.FileData"}}):
+            thief = f"thief{index}{len(file)}"
+            others = [None] * (len(page.blocks.fns[index].inputs) - 1)
+            job = {"data": [file, *others], "fn_index": index, "session_hash": thief}
+            httpx.post(f"{served}gradio_api/queue/join", json=job, timeout=600)
+            answer = httpx.get(f"{served}gradio_api/queue/data?session_hash={thief}", timeout=600).text
+            done = [json.loads(line[5:]) for line in answer.splitlines() if "process_completed" in line]
+            assert done, answer
+            assert "base64" not in answer
+
+
+def test_another_model_folder_is_not_reachable_by_its_path(client, tmp_path):
+    save_model(tiny_model(template=None), tmp_path / "other")
+    with pytest.raises(Exception, match="does not offer that model"):
+        client.predict(model=str(tmp_path / "other"), api_name="/directions")
