@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error("no photo given; name a photo or a folder of photos, or use --list")
     strengths = dict(options.edit)
 
-    from e4e_core.checkpoints import default_model_name, load_model  # after --help and typing errors: torch is slow
     from alignment.masks import check_region
+    from e4e_core.checkpoints import default_model_name, load_model  # after --help and typing errors: torch is slow
     from editing import Editor
 
     try:

@@ -44,7 +44,7 @@ SLIDERS = {  # name: (label, group); the names are columns of the table of label
     "bright": ("Brightness", "Light"),
 }
 JUDGED = ("age", "gender")  # read off dlib's embedding by a model fitted on the labels; the others are measured
-JUDGED_ON = 1200  # photos whose embeddings are fitted to the labels
+JUDGED_ON = 600  # photos whose embeddings are fitted to the labels
 RIDGE = 0.1
 STEPS = 7  # strengths tried in calibration, from -TRIED to TRIED
 TRIED = 1.5  # in lengths of the codes' own spread, whatever length the fit gave the direction
@@ -128,27 +128,26 @@ class Judge:
         found = find_aligned_face(picture)
         if found is None:
             return None
-        answers = np.append(embed(*found), 1.0) @ self.weights if embedded and self.labels else []
-        return measure(picture, found[1]) | dict(zip(self.labels, map(float, answers), strict=False))
+        return self.of(measure(picture, found[1]), embed(*found) if embedded and self.labels else None)
+
+    def of(self, measured: dict[str, float], embedding: np.ndarray | None) -> dict[str, float]:
+        """All attributes of a face that was measured and, if that is wanted, embedded."""
+        answers = [] if embedding is None else np.append(embedding, 1.0) @ self.weights
+        return measured | dict(zip(self.labels, map(float, answers), strict=False))
 
 
-def fit_judge(pool: Executor, photos: Sequence[Image.Image], labels: dict[str, np.ndarray]) -> Judge:
-    """A judge whose age and gender presentation are ridge regressions of `labels` [n] on the photos' embeddings."""
+def fit_judge(embeddings: np.ndarray, labels: dict[str, np.ndarray]) -> Judge:
+    """A judge whose age and gender presentation are ridge regressions of `labels` [n] on embeddings [n, 128]."""
     judged = tuple(name for name in JUDGED if name in labels)
-    rows, kept = [], []
-    for place, embedding in enumerate(tqdm(pool.map(embedding_of, photos), "embedding", len(photos))):
-        if embedding is not None:
-            rows.append(np.append(embedding, 1.0))
-            kept.append(place)
-    x = np.stack(rows)  # [m, 129]
-    y = np.array([labels[name][kept] for name in judged]).reshape(len(judged), -1).T  # [m, k], k may be 0
+    x = np.pad(embeddings, ((0, 0), (0, 1)), constant_values=1.0)  # [n, 129]
+    y = np.array([labels[name] for name in judged]).reshape(len(judged), -1).T  # [n, k], k may be 0
     return Judge(judged, np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y))
 
 
-def embedding_of(picture: Image.Image) -> np.ndarray | None:
-    """dlib's embedding, float64 [128], of an aligned picture; None where it finds no face."""
+def examine(picture: Image.Image) -> tuple[dict[str, float], np.ndarray] | None:
+    """What `measure` says of an aligned picture, and dlib's embedding [128]; None where it finds no face."""
     found = find_aligned_face(picture)
-    return None if found is None else embed(*found)
+    return None if found is None else (measure(picture, found[1]), embed(*found))
 
 
 @torch.no_grad()
@@ -271,9 +270,11 @@ def learn(
     few = shown[:JUDGED_ON]
     photos = [to_picture(pictures[i]) for i in few]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        judge = fit_judge(pool, photos, {name: column[: len(few)] for name, column in attributes.items()})
-        measuring = tqdm(pool.map(judge, photos[: len(few) // 2]), "measuring photos", len(few) // 2)
-        real = [answer for answer in measuring if answer is not None]
+        answers = list(tqdm(pool.map(examine, photos, chunksize=8), "measuring photos", len(few)))
+        seen = [place for place, answer in enumerate(answers) if answer is not None]
+        embeddings = np.stack([answers[place][1] for place in seen])
+        judge = fit_judge(embeddings, {name: column[seen] for name, column in attributes.items()})
+        real = [judge.of(*answers[place]) for place in seen]
         spread = {name: float(np.std([answer[name] for answer in real])) for name in attributes}
         codes = invert_all(model, pictures, kept)
         tuning, testing = codes[: len(codes) // 2], codes[len(codes) // 2 :]

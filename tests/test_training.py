@@ -353,9 +353,9 @@ def test_two_processes_have_the_losses_of_one(which: str, blobs: Path, small_run
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = replace(settings, out=tmp_path / "two")
-    fork = multiprocessing.get_context("fork")  # spares both the seconds that importing torch takes
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process with OpenMP threads can hang
     arguments = (port, train, settings, tmp_path / "losses.json")
-    workers = [fork.Process(target=worker, args=(rank, *arguments), daemon=True) for rank in range(2)]
+    workers = [spawn.Process(target=worker, args=(rank, *arguments), daemon=True) for rank in range(2)]
     for process in workers:
         process.start()
     for process in workers:

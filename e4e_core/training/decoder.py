@@ -22,9 +22,9 @@ MAPPED = 256  # codes of its own that it is compared by
 class LearningDecoder:
     """A generator that learns beside its encoder: to show the inverted photos, and to stay a generator.
 
-    It is trained on the encoder's reconstruction terms, on the non-saturating loss of inversions and samples, and
-    its mapping network also to make codes like the w of photos. Half of the photos are shown by their w alone, so
-    that the generator knows W as well as W^k.
+    It is trained on the encoder's reconstruction terms and on the non-saturating loss of inversions and samples; its
+    mapping network only to make codes like the w of photos. Half of the photos are shown by their w alone, so that
+    the generator knows W as well as W^k.
 
     Attributes:
         generator, discriminator: the networks that learn.

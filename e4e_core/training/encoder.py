@@ -166,7 +166,7 @@ class Training:
         active, judged = self.encoder.num_deltas + 1, config.kind == "e4e" and config.adversarial > 0
         with torch.no_grad():
             known = share(self._mapped(config.synthetic))[:, None].expand(-1, layers, -1)  # [m, L, D]
-        drawn = share(draw_codes(self.generator, config.samples if decoder else 0, MIXING))  # [s, L, D]
+            drawn = share(draw_codes(self.generator, config.samples if decoder else 0, MIXING))  # [s, L, D]
         with self.autocast:
             with torch.no_grad():
                 shown = self.render(known) if config.synthetic else reals[:0]
