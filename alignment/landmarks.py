@@ -24,7 +24,7 @@ WINDOW = 80  # px, the side of dlib's detection window: smaller faces are not fo
 LARGEST_FACE = 640  # px, landmarks of larger faces are read off a reduced copy
 LARGEST_ROLL = 12  # degrees, landmarks of faces tilted further are read again, off a copy that stands upright
 CONFIDENT = 0.4  # from this score on, it is a face
-COMPANION = 0.2  # the least score of a face that only the finer look at a group finds
+COMPANION = 0.2  # the least score of a face beside a certain one
 READINGS = [((0, 0), 1.0), ((0.03, 0), 0.95), ((-0.03, 0), 0.95), ((0, 0.03), 1.05), ((0, -0.03), 1.05)]
 TILTS = (30, -30, 90, -90, 180)  # degrees; one copy covers about 25° to either side
 
@@ -69,6 +69,8 @@ def find_faces(photo: Image.Image) -> list[Face]:
     pixels = min(max(photo.width * photo.height // 4, least), most)
     found = _search(photo, _view(photo, pixels, enlarge=2))
     certain = _certain(found)
+    if certain:  # beside a face that is one, a faint pattern is none
+        found = [face for face in found if face.score >= COMPANION]
     if certain == 1:
         return _without_doubles(found)
     finer = _search(photo, _view(photo, FINE_PIXELS, enlarge=4, border=0.15))

@@ -62,6 +62,10 @@ def test_agrees_with_the_reference_on_the_portrait(shared):
     agrees_with_reference(shared / "photos", "portrait.jpg")
 
 
+def test_a_faint_pattern_beside_a_face_is_none(astronaut):
+    assert len(find_faces(astronaut)) == 1  # the mission patch is a face with a score of 0.12
+
+
 # --- opening
 
 
