@@ -1,7 +1,9 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -14,3 +16,10 @@ def shared() -> Path:
             pytest.fail(f"{SHARED} is missing, and CI must have it")
         pytest.skip(f"needs {SHARED}")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """Some commands have the processor flush denormal numbers, which other tests draw."""
+    yield
+    torch.set_flush_denormal(False)
