@@ -200,6 +200,8 @@ def drag(page: playwright.Page, label: str, to: float, steps: int) -> None:
 
 def test_the_empty_page_says_what_to_do_and_an_upload_gives_a_result(visit):
     page = visit()
+    sliders = page.locator("#sliders").bounding_box()
+    assert sliders["x"] + sliders["width"] <= 1440  # beside the result, not off the page
     expect(page.get_by_text("Start with a photo of a face")).to_be_visible()
     expect(page.locator("#status")).to_contain_text("Ready for a photo")
     expect(page.locator("#footer")).to_contain_text("people who agreed")
