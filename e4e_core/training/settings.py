@@ -136,7 +136,7 @@ class EncoderTraining:
     device: str = "cpu"
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
-    """Compile the networks first: minutes of waiting, then steps in half the time (needs a C++ compiler)."""
+    """Compile the networks first: minutes of waiting, then faster steps (needs a C++ compiler)."""
     workers: int = 1
     """Processes that decode pictures."""
     save_every: int = 8_000
