@@ -136,11 +136,15 @@ class Judge:
         return measured | dict(zip(self.labels, map(float, answers), strict=False))
 
 
-def fit_judge(embeddings: np.ndarray, labels: dict[str, np.ndarray]) -> Judge:
-    """A judge whose age and gender presentation are ridge regressions of `labels` [n] on embeddings [n, 128]."""
+def fit_judge(seen: Sequence[tuple[dict[str, float], np.ndarray] | None], labels: dict[str, np.ndarray]) -> Judge:
+    """A judge whose age and gender presentation are ridge regressions of labels on dlib's embeddings.
+
+    Args: seen: what `examine` answered for n pictures; those without a face are left out. labels: [n] each.
+    """
     judged = tuple(name for name in JUDGED if name in labels)
-    x = np.pad(embeddings, ((0, 0), (0, 1)), constant_values=1.0)  # [n, 129]
-    y = np.array([labels[name] for name in judged]).reshape(len(judged), -1).T  # [n, k], k may be 0
+    kept = [place for place, answer in enumerate(seen) if answer is not None]
+    x = np.stack([np.append(seen[place][1], 1.0) for place in kept])  # [m, 129]
+    y = np.array([labels[name][kept] for name in judged]).reshape(len(judged), -1).T  # [m, k], k may be 0
     return Judge(judged, np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y))
 
 
@@ -270,11 +274,9 @@ def learn(
     few = shown[:JUDGED_ON]
     photos = [to_picture(pictures[i]) for i in few]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        answers = list(tqdm(pool.map(examine, photos, chunksize=8), "measuring photos", len(few)))
-        seen = [place for place, answer in enumerate(answers) if answer is not None]
-        embeddings = np.stack([answers[place][1] for place in seen])
-        judge = fit_judge(embeddings, {name: column[seen] for name, column in attributes.items()})
-        real = [judge.of(*answers[place]) for place in seen]
+        seen = list(tqdm(pool.map(examine, photos, chunksize=8), "measuring photos", len(few)))
+        judge = fit_judge(seen, {name: column[: len(few)] for name, column in attributes.items()})
+        real = [judge.of(*answer) for answer in seen if answer is not None]
         spread = {name: float(np.std([answer[name] for answer in real])) for name in attributes}
         codes = invert_all(model, pictures, kept)
         tuning, testing = codes[: len(codes) // 2], codes[len(codes) // 2 :]

@@ -29,7 +29,7 @@ from e4e_core.models.e4e import E4E
 from e4e_core.training.data import Pictures
 from editing.attributes import embed, find_aligned_face, measure, with_border
 from editing.directions import DirectionSet, directions_for
-from editing.discovery import Judge, fit_judge, read_labels
+from editing.discovery import Judge, examine, fit_judge, read_labels
 from errors import E4EError, TrainingError
 
 SHOWN = 8  # faces on each sheet
@@ -168,7 +168,8 @@ def measure_model(settings: Measuring, model: E4E) -> tuple[dict[str, Table], di
             )
         labels = read_labels(settings.labels, [inputs.names[i] for i in rest])
         with ThreadPoolExecutor() as pool:
-            seer = Eye(fit_judge(pool, [to_picture(targets[i]) for i in rest], labels))
+            seen = list(pool.map(examine, [to_picture(targets[i]) for i in rest]))
+        seer = Eye(fit_judge(seen, labels))
     real = [seer(to_picture(target)) for target in tqdm(wanted, desc="looking at photos")] if seer else []
     settings.out.mkdir(parents=True, exist_ok=True)
     tables = {}
