@@ -6,9 +6,9 @@ Same pictures as `E4E.synthesize`, to rounding. What makes it fast:
   are applied, and is written once, into a workspace that all layers and all pictures share.
 - Style and demodulation scale whichever is smaller, the features or the weights; the √2 of the activation goes with
   them, because leaky ReLU is positively homogeneous.
-- Where channels are many, 3×3 convolutions take Winograd's minimal filtering F(4×4, 3×3) (Lavin & Gray 2016): 36
-  instead of 144 products per tile of 16 pixels. An up-convolution with few channels takes it too, merged with its
-  blur into one 3×3 convolution per parity of output row and column. `benchmarks/README.md` has the figures.
+- 3×3 convolutions take Winograd's minimal filtering F(4×4, 3×3) (Lavin & Gray 2016): 36 instead of 144 products per
+  tile of 16 pixels. Up-convolutions, but for the smallest and widest, take it too, merged with their blur into one 3×3
+  convolution per parity of output row and column. `benchmarks/README.md` has the figures.
 - All styles are one matrix product, and every demodulation is a small one.
 """
 
@@ -67,9 +67,9 @@ class _Layer:
 
     def _prefers_tiles(self) -> bool:
         """Where minimal filtering was measured faster than the direct convolution."""
-        if self.weight.dtype != torch.float32 or self.side < 16:
+        if self.weight.dtype != torch.float32:
             return False  # F(4×4, 3×3) loses too many digits of bfloat16
-        return self.channels <= 32 and self.side >= 256 if self.upsample else self.inputs >= 128
+        return self.channels <= 256 and self.side >= 32 if self.upsample else self.side >= 16
 
     @property
     def transformed(self) -> Tensor:

@@ -391,6 +391,17 @@ def test_growing_keeps_the_pictures(small_run: Path):
         torch.testing.assert_close(large(codes), enlarged)
 
 
+def test_a_grown_discriminator_first_says_what_the_smaller_one_does(small_run: Path):
+    _, small = load_generator(small_run)
+    channels = (*CHANNELS, CHANNELS[-1])
+    critic = Discriminator(channels)
+    start_from(small_run, Generator(GeneratorConfig(64, 16, 2, channels)), critic)
+    plain = torch.rand(64, 3, 1, 1).expand(-1, -1, 64, 64) * 2 - 1
+    with torch.no_grad():
+        inner = critic.convs[:2](plain)[..., 8:-8, 8:-8]
+        torch.testing.assert_close(inner, small.convs[0](plain)[..., 8:24, 8:24], atol=1e-3, rtol=1e-3)
+
+
 def test_starting_from_other_widths_is_refused(small_run: Path):
     wide = (16, 16, 16, 16)
     with pytest.raises(TrainingError, match="does not fit"):

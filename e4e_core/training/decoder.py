@@ -56,6 +56,12 @@ class LearningDecoder:
             "recent": self.recent,
         }
 
+    def slow(self, share: float) -> None:
+        """Set the learning rates of both networks to this share of the first one."""
+        for optimizer in (self.g_optimizer, self.d_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = share * self.config.decoder_rate
+
     def half_in_w(self, codes: Tensor) -> Tensor:
         """Codes float [n, L, D] of photos, the first half of them without their offsets."""
         half = len(codes) // 2

@@ -192,6 +192,7 @@ class Training:
         self.schedule.step()
         if decoder:
             decoder.step(real_maps, reals, made.detach(), penalize)
+            decoder.slow(self.schedule.get_last_lr()[0] / config.learning_rate)
         if judged:
             with torch.no_grad():
                 mapped = self._mapped(config.batch * active)

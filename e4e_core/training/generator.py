@@ -249,7 +249,7 @@ def start_from(path: Path, generator: Generator, discriminator: Discriminator) -
     """Copy the weights of trained networks of the same size, or of half the resolution, which then grow.
 
     A grown generator's new `to_rgb` starts at zero, so that it first renders the smaller one's pictures, enlarged.
-    The discriminator gets a new first block in front of the smaller one's blocks.
+    The discriminator gets a new first block in front of the smaller one's, which starts by passing them what they know.
     Raises TrainingError if the shapes do not fit.
     """
     old_generator, old_discriminator = load_generator(path)
@@ -273,3 +273,24 @@ def start_from(path: Path, generator: Generator, discriminator: Discriminator) -
     blocks = {key: value for key, value in critic_weights.items() if not key.startswith("convs.0.")}  # not the from-RGB
     moved = {re.sub(r"(?<=^convs\.)\d+", lambda match: str(int(match[0]) + 1), key): blocks[key] for key in blocks}
     discriminator.load_state_dict(moved, strict=False)
+    _imitate(discriminator, old_discriminator.convs[0])
+
+
+def _imitate(discriminator: Discriminator, from_rgb: nn.Module) -> None:
+    """Let the first block give what `from_rgb`, the smaller discriminator's first layer, says of a picture half the size.
+
+    Its own first layer takes some of that one's channels, and its skip recovers all of them by least squares over the
+    RGB cube; its convolutions start at zero.
+    """
+    first, block = discriminator.convs[0], discriminator.convs[1]
+    old_conv, old_bias = from_rgb[0].weight, from_rgb[1].bias
+    chosen = torch.linspace(0, len(old_conv) - 1, len(first[0].weight)).round().long()
+    first[0].weight.copy_(old_conv[chosen])
+    first[1].bias.copy_(old_bias[chosen])
+    for parameter in (block.conv2[1].weight, block.conv2[2].bias):
+        nn.init.zeros_(parameter)
+    colours = torch.rand(4096, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    have, wanted = first(colours).flatten(1), from_rgb(colours).flatten(1) * 2**0.5  # the block divides by √2
+    skip = block.skip[1]
+    solution = torch.linalg.lstsq(have, wanted).solution.T  # [out, in]
+    skip.weight.copy_(solution[..., None, None] / skip.scale)

@@ -89,7 +89,7 @@ class EncoderTraining:
     optimizer: Literal["adamw", "ranger"] = "adamw"
     learning_rate: float = 1e-3
     decay: bool = True
-    """Let the learning rate fall to zero along a half cosine."""
+    """Let the learning rates fall to zero along a half cosine."""
     l2: float = 1.0
     """Weight of the pixels' squared distance."""
     perceptual: float = 0.8
