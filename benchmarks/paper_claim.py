@@ -81,6 +81,8 @@ class PaperClaim:
     """Folder, zip or tar of aligned faces; the last 500 are measured on and never trained on."""
     generator: Path = Path("checkpoints/demo")
     """Model folder with `discriminator.safetensors`, or run folder of a generator's training."""
+    trunk: str = ""
+    """Model folder whose encoder's trunk all six start from; their heads are new."""
     images: int = 80_000
     """Budget: real pictures each encoder is shown."""
     out: Path = Path("runs/paper_claim")
@@ -117,6 +119,7 @@ def trainings(settings: PaperClaim, base: EncoderTraining, layers: int) -> dict[
         progressive_every=max(1, settings.images // 2 // (layers - 1)),
         device=settings.device,
         compile=settings.compile,
+        trunk=settings.trunk,
         seed=settings.seed,
     )
     folder = settings.out / f"{settings.images}"
@@ -271,7 +274,7 @@ def run(settings: PaperClaim, base: EncoderTraining, seer: Look) -> Table:
         figures = measure_encoder(model, shown, targets, settings.faces, directions, seer, spread)
         rows.append({"encoder": title, **figures})
     about = {"pictures per encoder": settings.images, "held-out pictures": len(indices), "faces edited": settings.faces}
-    about |= {"directions": " ".join(directions), "seed": settings.seed}
+    about |= {"directions": " ".join(directions), "trunk": settings.trunk or "from nothing", "seed": settings.seed}
     folder = settings.out / f"{settings.images}"
     write({"Encoders": rows}, folder, "results", about)
     sheet(models, targets[:4], directions).save(folder / "photos.png")

@@ -15,13 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from e4e_core.checkpoints import export_published, load_model
+from e4e_core.checkpoints import export_published, load_model, save_model
 from e4e_core.models.discriminators import Discriminator
+from e4e_core.models.e4e import E4E
+from e4e_core.models.encoder import Encoder, EncoderConfig
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
 from e4e_core.training import encoder, generator
 from e4e_core.training.augment import Augment
 from e4e_core.training.data import EndlessOrder, Pictures
-from e4e_core.training.encoder import EncoderTraining, active_deltas, train_encoder
+from e4e_core.training.encoder import EncoderTraining, active_deltas, start_trunk, train_encoder
 from e4e_core.training.generator import (
     GeneratorTraining,
     draw_codes,
@@ -413,3 +415,19 @@ def test_generators_without_noise_render_the_same_every_time(blobs: Path, tmp_pa
     generator, _ = load_generator(tmp_path)
     codes = draw_codes(generator, 2, mixing=0.0)
     torch.testing.assert_close(generator(codes, random_noise=True), generator(codes, random_noise=True))
+
+
+def test_an_encoder_starts_from_a_trained_trunk_with_new_heads(blobs: Path, small_run: Path, tmp_path: Path):
+    shape = {"stem": 8, "stages": (8, 8, 8, 8), "blocks": (1, 1, 1, 1), "latent_dim": 16, "num_layers": 8}
+    trained = E4E(Encoder(EncoderConfig(input_size=32, pyramid=8, **shape)), load_generator(small_run)[0])
+    save_model(trained, tmp_path / "model")
+    fresh = Encoder(EncoderConfig(kind="w", input_size=32, **shape))
+    start_trunk(str(tmp_path / "model"), fresh)
+    wanted = trained.encoder.state_dict()
+    for key, value in fresh.state_dict().items():
+        if key.startswith(("input_layer.", "body.")):
+            torch.testing.assert_close(value, wanted[key])
+    with pytest.raises(TrainingError, match="another shape"):
+        start_trunk(str(tmp_path / "model"), Encoder(EncoderConfig(kind="w", **shape | {"stem": 16})))
+    with pytest.raises(TrainingError, match="other layers"):
+        start_trunk(str(tmp_path / "model"), Encoder(EncoderConfig(kind="w", **shape | {"blocks": (1, 1, 1, 2)})))

@@ -17,6 +17,7 @@ from e4e_core.training.settings import EncoderTraining
 EMA_IMAGES = 2_000  # half-life of the average, in pictures: the encoder follows the generator itself, not its past
 RECENT = 512  # codes of photos that the mapping network is compared with
 MAPPED = 256  # codes of its own that it is compared by
+MAPPING_RATE = 20  # times the other layers' learning rate, because its weights are a hundred times as large (`lr_mul`)
 
 
 class LearningDecoder:
@@ -41,8 +42,12 @@ class LearningDecoder:
         for noise in (module for module in generator.modules() if isinstance(module, NoiseInjection)):
             noise.requires_grad_(noise.weight.item() != 0)  # a generator trained without noise stays without
         rate, betas = config.decoder_rate, (0.0, 0.99)
-        self.g_optimizer = torch.optim.Adam(generator.parameters(), rate, betas)
+        mapping = list(generator.style.parameters())
+        synthesis = [parameter for name, parameter in generator.named_parameters() if not name.startswith("style.")]
+        groups = [{"params": synthesis}, {"params": mapping, "lr": MAPPING_RATE * rate, "betas": (0.5, 0.99)}]
+        self.g_optimizer = torch.optim.Adam(groups, rate, betas)
         self.d_optimizer = torch.optim.Adam(discriminator.parameters(), rate, betas)
+        self._rates = [rate, MAPPING_RATE * rate, rate]
         self.recent = RecentCodes(RECENT)
 
     def parts(self) -> dict[str, Stateful]:
@@ -57,10 +62,10 @@ class LearningDecoder:
         }
 
     def slow(self, share: float) -> None:
-        """Set the learning rates of both networks to this share of the first one."""
-        for optimizer in (self.g_optimizer, self.d_optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = share * self.config.decoder_rate
+        """Set all learning rates to this share of the first ones."""
+        groups = [*self.g_optimizer.param_groups, *self.d_optimizer.param_groups]
+        for group, rate in zip(groups, self._rates, strict=True):
+            group["lr"] = share * rate
 
     def half_in_w(self, codes: Tensor) -> Tensor:
         """Codes float [n, L, D] of photos, the first half of them without their offsets."""

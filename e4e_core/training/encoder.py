@@ -16,12 +16,12 @@ from e4e_core.training.decoder import MAPPED, LearningDecoder
 from e4e_core.training.generator import draw_codes, load_generator
 from e4e_core.training.latents import CodePool, LatentCritic
 from e4e_core.training.losses import delta_penalty, feature_distance
-from e4e_core.training.perception import load_losses
+from e4e_core.training.perception import load_losses, published_weights
 from e4e_core.training.processes import Processes
 from e4e_core.training.report import Report
 from e4e_core.training.run import Progress, Run, Stateful
 from e4e_core.training.settings import EncoderTraining
-from errors import TrainingError
+from errors import DownloadError, TrainingError
 
 __all__ = ["CodePool", "EncoderTraining", "LearningDecoder", "active_deltas", "train_encoder"]
 
@@ -225,7 +225,34 @@ def _encoder(config: EncoderTraining, generator: GeneratorConfig) -> Encoder:
         latent_dim=generator.latent_dim,
         num_layers=generator.num_layers,
     )
-    return Encoder(shape)
+    encoder = Encoder(shape)
+    if config.trunk and config.start is None:
+        start_trunk(config.trunk, encoder)
+    return encoder
+
+
+def start_trunk(source: str, encoder: Encoder) -> None:
+    """Copy the weights of a trained trunk: of a model's encoder, or the published ArcFace's, as the paper does.
+
+    Raises TrainingError if the shapes do not fit; ArcFace weights that cannot be had cost a sentence.
+    """
+    try:
+        weights = published_weights(source) if source == "arcface" else read_model(Path(source)).encoder.state_dict()
+    except DownloadError as error:
+        print(f"The encoder's trunk starts from nothing, because ArcFace's weights cannot be had: {error}")
+        return
+    trunk = {key: value for key, value in weights.items() if key.startswith(("input_layer.", "body."))}
+    own = {key for key in encoder.state_dict() if key.startswith(("input_layer.", "body."))}
+    try:
+        encoder.load_state_dict(trunk, strict=False)
+    except RuntimeError as error:
+        raise TrainingError(f"The trunk in {source} has another shape than these settings ({error}).") from error
+    if own != set(trunk):
+        raise TrainingError(f"The trunk in {source} has other layers than these settings; use its own.")
+
+
+def read_model(path: Path) -> E4E:
+    return read_published(path, path.stem) if path.is_file() else read_folder(path)
 
 
 def _optimizer(config: EncoderTraining, encoder: Encoder) -> torch.optim.Optimizer:
@@ -242,7 +269,7 @@ def start_from(folder: Path, encoder: Encoder) -> tuple[Tensor, int]:
     Returns: its mean latent [D] and how many offsets it adds.
     Raises TrainingError if the shapes do not fit.
     """
-    model = read_published(folder, folder.stem) if folder.is_file() else read_folder(folder)
+    model = read_model(folder)
     try:
         missing, unexpected = encoder.load_state_dict(model.encoder.state_dict(), strict=False)
     except RuntimeError as error:

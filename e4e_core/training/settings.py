@@ -67,6 +67,8 @@ class EncoderTraining:
     start: Path | None = None
     """Model folder or published .pt whose encoder to go on from, offsets included; heads for a grown generator's new
     layers are added."""
+    trunk: str = ""
+    """Where a new encoder's trunk has its first weights from: a model folder, a published .pt, or "arcface"."""
     kind: Literal["e4e", "psp", "w"] = "e4e"
     """e4e: one w and offsets (W^k). psp: a code from every head (W+), w: a single code, both trained without
     progression, offset penalty and latent discriminator."""
@@ -180,6 +182,7 @@ class DomainTraining(EncoderTraining):
 class FacesTraining(DomainTraining):
     """Train an encoder of the published size on FFHQ-aligned faces, with the paper's settings and a GPU."""
 
+    trunk: str = "arcface"
     images: int = 2_400_000
     moco: float = 0.0
     identity: float = 0.1
