@@ -277,7 +277,7 @@ def start_from(path: Path, generator: Generator, discriminator: Discriminator) -
 
 
 def _imitate(discriminator: Discriminator, from_rgb: nn.Module) -> None:
-    """Let the first block give what the smaller discriminator's first layer, `from_rgb`, says of the picture at half size.
+    """Let the first block give what `from_rgb`, the first layer of the smaller one, says of the picture at half size.
 
     Its own first layer takes some of that one's channels, and its skip recovers all of them by least squares over the
     RGB cube; its convolutions start at zero.
