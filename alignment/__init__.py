@@ -2,7 +2,7 @@
 
 from errors import NoFaceError, PhotoError
 
-from .crop import Crop, align, centre_crop
+from .crop import Crop, CutOut, align, centre_crop, cut_out
 from .landmarks import Face, find_faces
 from .masks import REGIONS, Region
 from .paste import FEATHER, paste_back
@@ -12,12 +12,14 @@ __all__ = [
     "FEATHER",
     "REGIONS",
     "Crop",
+    "CutOut",
     "Face",
     "NoFaceError",
     "PhotoError",
     "Region",
     "align",
     "centre_crop",
+    "cut_out",
     "find_faces",
     "open_photo",
     "paste_back",

@@ -3,12 +3,16 @@
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from .landmarks import Face
+from errors import NoFaceError, PhotoError
+
+from .landmarks import Face, find_faces
 from .photos import open_photo
 
 FFHQ = (0.1, 1.0)  # (centre, scale) of the FFHQ template, see `align`
@@ -50,6 +54,56 @@ class Crop:
         sx, sy = self.size[0] / size[0], self.size[1] / size[1]
         resize = np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
         return replace(self, crop_to_photo=self.crop_to_photo @ resize, size=size)
+
+
+@dataclass(frozen=True, eq=False)
+class CutOut:
+    """What a model is to see of a photo.
+
+    photo: upright RGB.
+    faces: all faces found, the best first; empty for models of other things than faces.
+    face: index of the one cut out.
+    crop: where `picture` lies in `photo`.
+    picture: RGB, the model's input.
+    """
+
+    photo: Image.Image
+    faces: tuple[Face, ...]
+    face: int
+    crop: Crop
+    picture: Image.Image
+
+
+def cut_out(
+    photo: Image.Image | Path | str | BinaryIO,
+    face: int,
+    size: int,
+    template: tuple[float, float] | None = FFHQ,
+    aspect: tuple[int, int] = (1, 1),
+    faces: tuple[Face, ...] | None = None,
+) -> CutOut:
+    """Open a photo, find its faces and align one; without a template, cut out its middle.
+
+    photo: path, open file or PIL picture. face: index into the faces, the best first. size, template, aspect: see
+        `align` and `centre_crop`. faces: those found before, which are not searched again.
+    Raises PhotoError for what is no picture and for a face that is not there, NoFaceError if there is none.
+    """
+    photo = open_photo(photo)
+    if template is None:
+        if face:
+            raise PhotoError("This model edits the whole picture, not faces; leave the face at 0.")
+        picture, crop = centre_crop(photo, size, aspect)
+        return CutOut(photo, (), 0, crop, picture)
+    faces = tuple(find_faces(photo)) if faces is None else faces
+    if not faces:
+        raise NoFaceError(
+            "No face was found in this photo; choose one in which a face is large, upright and unobstructed."
+        )
+    if not 0 <= face < len(faces):
+        numbers = f"{len(faces)} faces, numbers 0 to {len(faces) - 1}" if len(faces) > 1 else "one face, number 0"
+        raise PhotoError(f"There is no face {face} in this photo; it has {numbers}.")
+    picture, crop = align(photo, faces[face], size, template)
+    return CutOut(photo, faces, face, crop, picture)
 
 
 def align(

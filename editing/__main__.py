@@ -1,7 +1,6 @@
 """The editor from a shell: `python -m editing PHOTO… --edit smile=1.5 --edit age=-1 [--paste] --out DIR`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,9 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from alignment.masks import check_region
     from e4e_core.checkpoints import default_model_name, load_model  # after --help and typing errors: torch is slow
     from editing import Editor
+    from editing.folder import own_gpu
 
     try:
         check_region(options.only)
+        own_gpu()
         editor = Editor(load_model(options.model or default_model_name()))
         if editor.notice:
             print(editor.notice, file=sys.stderr)
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[str, float]) -> int:
     """Edit every photo; one line on stdout per picture written, one on stderr per photo that failed."""
-    from editing.export import save_png
+    from editing.folder import Order, edit_photos, is_done, jobs_of, own_share
 
     photos, failed = [], 0
     for named in options.photos:
@@ -97,21 +98,21 @@ def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[s
             photos += photos_in(named) if named.is_dir() else [named]
         except (E4EError, OSError) as error:
             failed += report(named, error)
-    taken = {identity(photo) for photo in photos if photo.exists()}
     settings = {"model": editor.model.name, "edits": dict(strengths), "fidelity": options.fidelity}
     settings |= {"face": options.face, "pasted": options.paste}
-    for photo in tqdm(photos, unit="photo", disable=None):
-        try:
-            session = editor.open(photo, options.face)
-            picture = editor.render(session, strengths, options.fidelity)
-            if options.paste:
-                picture = editor.paste(session, picture, options.fidelity, options.only)
-            target = free_name(options.out, photo.stem, taken)
-            save_png(picture, target, settings)
-            taken.add(identity(target))
-            tqdm.write(str(target))
-        except Exception as error:  # one bad photo must not end a night's work on a folder
-            failed += report(photo, error)
+    settings |= {"only": options.only} if options.paste else {}
+    jobs = own_share(jobs_of(photos, options.out))
+    todo = [job for job in jobs if not is_done(job, settings)]
+    if len(todo) < len(jobs):
+        print(
+            f"{len(jobs) - len(todo)} photos have been edited like this before; what is there stays.", file=sys.stderr
+        )
+    order = Order(strengths, options.fidelity, options.face, options.paste, options.only)
+    for job, error in tqdm(edit_photos(editor, todo, order, settings), total=len(todo), unit="photo", disable=None):
+        if error is None:
+            tqdm.write(str(job.target))
+        else:
+            failed += report(job.photo, error)
     return SOME_FAILED if failed else DONE
 
 
@@ -129,22 +130,6 @@ def photos_in(folder: Path) -> list[Path]:
     if not photos:
         raise PhotoError("This folder has no photos in it; name another one.")
     return photos
-
-
-def identity(path: Path) -> tuple[int, int]:
-    """What stays the same however a file is spelled or linked."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-def free_name(folder: Path, stem: str, taken: set[tuple[int, int]]) -> Path:
-    """`stem_edited.png` in `folder`, numbered where that is an input or a result of this run; older ones give way."""
-    number = 1
-    while True:
-        target = folder / (f"{stem}_edited.png" if number == 1 else f"{stem}_edited_{number}.png")
-        if not target.exists() or identity(target) not in taken:
-            return target
-        number += 1
 
 
 def print_directions(editor: "Editor") -> None:
