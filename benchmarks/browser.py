@@ -1,0 +1,97 @@
+"""From a moved slider to its picture, in a real browser with the real page. Needs playwright and Chromium."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 120_000  # ms
+
+# Moves a slider as a hand does and waits for pictures: the first new one, and the first one as wide as `full`.
+MOVE = """async ([selector, value, full]) => {
+  const picture = () => document.querySelector("#result img");
+  const before = picture().src, start = performance.now();
+  const slider = document.querySelector(selector);
+  slider.value = value;
+  slider.dispatchEvent(new Event("input", { bubbles: true }));
+  let first = 0;
+  for (;;) {
+    await new Promise(requestAnimationFrame);
+    const shown = picture();
+    if (!shown?.complete || shown.src === before) continue;
+    first ||= performance.now() - start;
+    if (shown.naturalWidth >= full) return [first, performance.now() - start];
+    if (performance.now() - start > 60000) throw new Error("no full picture");
+  }
+}"""
+
+
+def chromium() -> str | None:
+    """The browser's program, or None where it or playwright is missing."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return None
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@contextmanager
+def served(model: str) -> Iterator["Page"]:
+    """The page with this model, open in a browser, without a photo."""
+    from playwright.sync_api import sync_playwright
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as p:
+        command = [sys.executable, "app.py", "--model", model, "--port", str(port)]
+        environment = {**os.environ, "GRADIO_TEMP_DIR": temporary}
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        server = subprocess.Popen(command, cwd=ROOT, env=environment, **quiet)
+        browser = p.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
+        try:
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            page.set_default_timeout(PATIENCE)
+            for _ in range(600):
+                try:
+                    page.goto(f"http://127.0.0.1:{port}/")
+                    break
+                except Exception:  # it is not listening yet
+                    time.sleep(0.2)
+            page.locator("#fidelity").wait_for()
+            yield page
+        finally:
+            browser.close()
+            server.terminate()
+            server.wait()
+
+
+def upload(page: "Page", photo: Path) -> float:
+    """Seconds from choosing a photo to its first picture."""
+    start = time.perf_counter()
+    page.locator("#photo input[type=file]").first.set_input_files(photo)
+    page.locator("#result img").wait_for()
+    page.wait_for_function("document.querySelector('#result img').complete")
+    return time.perf_counter() - start
+
+
+def moves(page: "Page", slider: str, values: np.ndarray, full: int) -> tuple[list[float], list[float]]:
+    """(ms to the first new picture, ms to the first one of `full` pixels) of each movement of a slider."""
+    times = []
+    for value in values:
+        times.append(page.evaluate(MOVE, [f"{slider} input[type=range]", f"{value:.3f}", full]))
+        page.wait_for_timeout(500)  # until the slider has come to rest, and the page with it
+    return [first for first, _ in times], [last for _, last in times]
