@@ -48,7 +48,7 @@ def measure(picture: Image.Image, face: Face) -> dict[str, float]:
         smile: how far the mouth's corners stand above the lips' centre.
         mouth_open: distance of the inner lips. mouth_width: distance of the mouth's corners.
         eye_open: height of the eyes as a share of their width.
-        bright: mean grey value, 0 … 255. light_lr: right half minus left half, in units of 255.
+        and all that `measure_light` returns.
     """
     points = face.landmarks.astype(np.float64)  # [68, 2]
     left, right = points[LEFT_EYE].mean(0), points[RIGHT_EYE].mean(0)
@@ -63,8 +63,6 @@ def measure(picture: Image.Image, face: Face) -> dict[str, float]:
         / (2 * np.linalg.norm(points[e] - points[f]))
         for a, b, c, d, e, f in EYE_LIDS
     ]
-    grey = np.asarray(picture.convert("L"), np.float64)
-    middle = grey.shape[1] // 2
     return {
         "yaw": (2 * points[NOSE_TIP, 0] - jaw_left - jaw_right) / (jaw_right - jaw_left),
         "pitch": points[NOSE_TIP, 1],
@@ -72,8 +70,26 @@ def measure(picture: Image.Image, face: Face) -> dict[str, float]:
         "mouth_open": float(np.linalg.norm(points[INNER_LIPS[0]] - points[INNER_LIPS[1]])),
         "mouth_width": float(np.linalg.norm(points[MOUTH_CORNERS[0]] - points[MOUTH_CORNERS[1]])),
         "eye_open": float(np.mean(eyes)),
-        "bright": float(grey.mean()),
-        "light_lr": float(grey[:, middle:].mean() - grey[:, :middle].mean()) / 255,
+    } | measure_light(picture)
+
+
+def measure_light(picture: Image.Image) -> dict[str, float]:
+    """What the pixels of an aligned picture say of its light, wherever the face is.
+
+    Returns:
+        bright: mean grey value, 0 … 255. The others are in units of 255.
+        light_lr: right half minus left half. light_ud: upper half minus lower half. contrast: the grey values'
+        standard deviation. warm: mean red minus mean blue.
+    """
+    pixels = np.asarray(picture.convert("RGB"), np.float64) / 255  # [h, w, 3]
+    grey = np.asarray(picture.convert("L"), np.float64) / 255  # [h, w]
+    middle, centre = grey.shape[1] // 2, grey.shape[0] // 2
+    return {
+        "bright": 255 * float(grey.mean()),
+        "light_lr": float(grey[:, middle:].mean() - grey[:, :middle].mean()),
+        "light_ud": float(grey[:centre].mean() - grey[centre:].mean()),
+        "contrast": float(grey.std()),
+        "warm": float(pixels[..., 0].mean() - pixels[..., 2].mean()),
     }
 
 

@@ -10,7 +10,7 @@ import csv
 import math
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +27,7 @@ from e4e_core import load_model
 from e4e_core.images import to_picture
 from e4e_core.models.e4e import E4E
 from e4e_core.training.data import Pictures
-from editing.attributes import embed, find_aligned_face, measure
+from editing.attributes import embed, find_aligned_face, measure, measure_light
 from editing.directions import Direction, DirectionSet
 from errors import E4EError, TrainingError
 
@@ -41,7 +41,10 @@ SLIDERS = {  # name: (label, group); the names are columns of the table of label
     "yaw": ("Turn", "Pose"),
     "pitch": ("Nod", "Pose"),
     "light_lr": ("Light from the side", "Light"),
+    "light_ud": ("Light from above", "Light"),
     "bright": ("Brightness", "Light"),
+    "contrast": ("Contrast", "Light"),
+    "warm": ("Warmth", "Light"),
 }
 JUDGED = ("age", "gender")  # read off dlib's embedding by a model fitted on the labels; the others are measured
 JUDGED_ON = 600  # photos whose embeddings are fitted to the labels
@@ -51,6 +54,7 @@ TRIED = 1.5  # in lengths of the codes' own spread, whatever length the fit gave
 LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
 LEAST = 0.3  # a direction that moves its attribute by less at both ends is not worth a slider
 FOUND = 0.95  # share of edited faces that dlib must still find at a slider's ends
+KEPT_EFFECT = 0.7  # share of its effect that a direction may not lose when layers are left out
 
 
 def read_labels(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -154,107 +158,129 @@ def examine(picture: Image.Image) -> tuple[dict[str, float], np.ndarray] | None:
     return None if found is None else (measure(picture, found[1]), embed(*found))
 
 
-@torch.no_grad()
-def response(
-    model: E4E, codes: Tensor, vectors: Tensor, strengths: Sequence[float], judge: Callable, pool: Executor
-) -> list[list]:
-    """What the judge measures of every face at every strength: [strengths][n], None where dlib finds no face."""
-    pictures = []
-    for strength in strengths:
-        pictures += [to_picture(image) for image in model.synthesize(codes + strength * vectors)]
-    answers = list(pool.map(judge, pictures, chunksize=8))
-    return [answers[start : start + len(codes)] for start in range(0, len(answers), len(codes))]
+def layer_ranges(count: int) -> list[range]:
+    """What directions may be kept to: all layers, or those of coarse, middle and fine styles (Karras et al. 2019)."""
+    coarse, middle = 4, min(8, count)  # 4² to 8², 16² to 32², the rest
+    spans = [(0, count), (0, middle), (0, coarse), (coarse, count), (coarse, middle), (middle, count)]
+    return [range(*span) for span in spans if span[0] < span[1]]
 
 
-def curve(answers: list[list], name: str) -> np.ndarray:
-    """float64 [strengths, n]: one attribute of the answers of `response`, NaN where no face was found."""
-    return np.array([[np.nan if a is None else a[name] for a in row] for row in answers])
+@dataclass(frozen=True)
+class Trial:
+    """Tries directions on faces.
 
-
-def calibrate(
-    direction: Direction,
-    name: str,
-    model: E4E,
-    codes: Tensor,
-    judge: Judge,
-    spread: dict[str, float],
-    pool: Executor,
-) -> Direction | None:
-    """The direction scaled so that strength 1 moves its attribute by one standard deviation, with a range and figures.
-
-    The range is the largest one, up to LIMIT either way, over which the mean attribute keeps rising and dlib keeps
-    finding the faces. A direction that turns out to lower its attribute is reversed; None for one that hardly
-    moves it.
-
-    Args: codes float32 [n, L, D] of held-out faces; spread: each attribute's standard deviation in the data.
+    Attributes:
+        model: renders them.
+        judge: measures the pictures.
+        spread: each attribute's standard deviation in the data.
+        pool: processes for the judge.
     """
-    length = codes.flatten(1).std(0).norm() / direction.vectors.norm()
-    direction = replace(direction, vectors=direction.vectors * length)
-    strengths = np.linspace(-TRIED, TRIED, STEPS)
-    quick = partial(judge, embedded=name in judge.labels)
-    answers = response(model, codes, direction.vectors, strengths.tolist(), quick, pool)
-    values = curve(answers, name) / spread[name]  # [STEPS, n] in standard deviations
-    found, middle = np.isfinite(values).mean(1), STEPS // 2
-    safe = found >= FOUND
-    mean = np.full(STEPS, np.nan)
-    mean[safe] = np.nanmean(values[safe] - values[middle], 1)
-    sign = np.sign(np.nansum(mean * strengths)) or 1.0
-    ends = [middle, middle]
-    for i, side in enumerate((-1, 1)):
-        here, there = middle, middle + side
-        while 0 <= there < STEPS and side * sign * (mean[there] - mean[here]) > 0 and abs(mean[here]) < LIMIT:
-            here, there = there, there + side
-        ends[i] = here
-    reach = np.abs(mean[ends])  # in standard deviations
-    if reach.max() < LEAST:
-        return None
-    slope = sign * reach.sum() / (strengths[ends[1]] - strengths[ends[0]])  # standard deviations per length
-    low, high = (abs(strengths[end] * slope) for end in (ends if sign > 0 else ends[::-1]))
-    low, high = (max(0.25, math.floor(4 * min(end, LIMIT)) / 4) for end in (low, high))
-    return replace(direction, vectors=direction.vectors / float(slope), low=-low, high=high)
 
+    model: E4E
+    judge: Judge
+    spread: dict[str, float]
+    pool: Executor
 
-def figures(
-    direction: Direction,
-    name: str,
-    model: E4E,
-    codes: Tensor,
-    judge: Judge,
-    spread: dict[str, float],
-    pool: Executor,
-) -> dict[str, float | dict[str, float]]:
-    """Measured on faces [n, L, D] at five strengths from one end of the slider to the other.
+    @torch.no_grad()
+    def curves(
+        self, codes: Tensor, vectors: Tensor, strengths: Sequence[float], names: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Attributes `names` of faces [n, L, D] at every strength, in standard deviations: float64 [strengths, n] each.
 
-    Returns: `low`, `high`: mean change of the attribute at the ends, in standard deviations of the data;
-        `monotone`: share of faces whose attribute never falls by more than a tenth of a standard deviation;
-        `found`: share of edited faces dlib finds; `side_effects`: mean absolute change of the other attributes
-        at the ends, in standard deviations.
-    """
-    strengths = [direction.low, direction.low / 2, 0.0, direction.high / 2, direction.high]
-    answers = response(model, codes, direction.vectors, strengths, judge, pool)
-    values = curve(answers, name) / spread[name]  # [5, n]
-    change = np.nanmean(values - values[2], 1)
-    whole = np.isfinite(values).all(0)
-    steps = np.diff(values[:, whole], axis=0)
-    others = {}
-    for other in spread:
-        if other != name:
-            moved = curve(answers, other) / spread[other]
-            others[other] = round(float(np.nanmean(np.abs(np.nanmean(moved - moved[2], 1)[[0, 4]]))), 2)
-    return {
-        "low": round(float(change[0]), 2),
-        "high": round(float(change[-1]), 2),
-        "mean_rises": bool((np.diff(change) > 0).all()),
-        "monotone": round(float((steps > -0.1).all(0).mean()), 3),
-        "found": round(float(np.isfinite(values).mean()), 3),
-        "side_effects": others,
-    }
+        NaN where dlib finds no face.
+        """
+        pictures = []
+        for strength in strengths:
+            pictures += [to_picture(image) for image in self.model.synthesize(codes + strength * vectors)]
+        embedded = any(name in self.judge.labels for name in names)
+        answers = list(self.pool.map(partial(self.judge, embedded=embedded), pictures, chunksize=8))
+        shape = (len(strengths), len(codes))
+        return {
+            name: np.reshape([np.nan if a is None else a[name] / self.spread[name] for a in answers], shape)
+            for name in names
+        }
+
+    def to_length(self, direction: Direction, codes: Tensor) -> Direction:
+        """The direction with the length of the codes' own spread, whatever length the fit gave it."""
+        length = codes.flatten(1).std(0).norm() / direction.vectors.norm()
+        return replace(direction, vectors=direction.vectors * length)
+
+    def choose_layers(self, direction: Direction, name: str, codes: Tensor) -> Direction:
+        """The direction on the layers where it changes least besides its attribute, for what it changes of that.
+
+        Layers are left out only if the rest keeps KEPT_EFFECT of the effect that all of them have.
+        Args: codes float32 [n, L, D].
+        """
+        others = [other for other in self.spread if other != name and other not in self.judge.labels]
+        candidates = []
+        for layers in layer_ranges(codes.shape[1]):
+            vectors = torch.zeros_like(direction.vectors)
+            vectors[layers.start : layers.stop] = direction.vectors[layers.start : layers.stop]
+            moved = self.curves(codes, vectors, (-1.0, 1.0), [name, *others])
+            effect, *aside = (abs(np.nanmean(values[1] - values[0])) for values in moved.values())
+            candidates.append((effect, np.mean(aside) / max(effect, 1e-6), vectors))
+        enough = [candidate for candidate in candidates if candidate[0] >= KEPT_EFFECT * candidates[0][0]]
+        return replace(direction, vectors=min(enough, key=lambda candidate: candidate[1])[2])
+
+    def calibrate(self, direction: Direction, name: str, codes: Tensor) -> Direction | None:
+        """The direction scaled so that strength 1 moves its attribute by one standard deviation, with a range.
+
+        The range is the largest one, up to LIMIT either way, over which the mean attribute keeps rising and dlib
+        keeps finding the faces. A direction that turns out to lower its attribute is reversed; None for one that
+        hardly moves it.
+        Args: codes float32 [n, L, D] of held-out faces.
+        """
+        strengths = np.linspace(-TRIED, TRIED, STEPS)
+        values = self.curves(codes, direction.vectors, strengths.tolist(), [name])[name]  # [STEPS, n]
+        found, middle = np.isfinite(values).mean(1), STEPS // 2
+        safe = found >= FOUND
+        mean = np.full(STEPS, np.nan)
+        mean[safe] = np.nanmean(values[safe] - values[middle], 1)
+        sign = np.sign(np.nansum(mean * strengths)) or 1.0
+        ends = [middle, middle]
+        for i, side in enumerate((-1, 1)):
+            here, there = middle, middle + side
+            while 0 <= there < STEPS and side * sign * (mean[there] - mean[here]) > 0 and abs(mean[here]) < LIMIT:
+                here, there = there, there + side
+            ends[i] = here
+        reach = np.abs(mean[ends])  # in standard deviations
+        if reach.max() < LEAST:
+            return None
+        slope = sign * reach.sum() / (strengths[ends[1]] - strengths[ends[0]])  # standard deviations per length
+        low, high = (abs(strengths[end] * slope) for end in (ends if sign > 0 else ends[::-1]))
+        low, high = (max(0.25, math.floor(4 * min(end, LIMIT)) / 4) for end in (low, high))
+        return replace(direction, vectors=direction.vectors / float(slope), low=-low, high=high)
+
+    def figures(self, direction: Direction, name: str, codes: Tensor) -> dict[str, float | dict[str, float]]:
+        """Measured on faces [n, L, D] at five strengths from one end of the slider to the other.
+
+        Returns: `low`, `high`: mean change of the attribute at the ends, in standard deviations of the data;
+            `monotone`: share of faces whose attribute never falls by more than a tenth of a standard deviation;
+            `found`: share of edited faces dlib finds; `side_effects`: mean absolute change of the other attributes
+            at the ends, in standard deviations.
+        """
+        strengths = [direction.low, direction.low / 2, 0.0, direction.high / 2, direction.high]
+        curves = self.curves(codes, direction.vectors, strengths, [*self.spread])
+        changes = {attribute: np.nanmean(values - values[2], 1) for attribute, values in curves.items()}  # [5] each
+        values, change = curves[name], changes.pop(name)
+        whole = np.isfinite(values).all(0)
+        steps = np.diff(values[:, whole], axis=0)
+        return {
+            "low": round(float(change[0]), 2),
+            "high": round(float(change[-1]), 2),
+            "mean_rises": bool((np.diff(change) > 0).all()),
+            "monotone": round(float((steps > -0.1).all(0).mean()), 3),
+            "found": round(float(np.isfinite(values).mean()), 3),
+            "side_effects": {
+                other: round(float(np.mean(np.abs(moved[[0, 4]]))), 2) for other, moved in changes.items()
+            },
+        }
 
 
 def learn(
     model: E4E, data: Path, labels: Path, holdout: int = 500, photos: int = 6000, faces: int = 32, seed: int = 0
 ) -> DirectionSet:
-    """Directions for every column of `labels` that is in SLIDERS.
+    """Directions for every column of `labels` that is in SLIDERS, and for the light of the pictures.
 
     Args:
         data, labels: aligned pictures, and a csv table with a column `file`.
@@ -269,7 +295,9 @@ def learn(
     order = random.Random(seed)
     shown = order.sample(range(count - holdout), min(photos, count - holdout))
     kept = order.sample(range(count - holdout, count), min(2 * faces, holdout))
-    attributes = read_labels(labels, [pictures.names[i] for i in shown])
+    light = [measure_light(to_picture(pictures[i])) for i in tqdm(shown, "measuring light")]
+    attributes = {name: np.array([row[name] for row in light]) for name in light[0]}
+    attributes |= read_labels(labels, [pictures.names[i] for i in shown])
     vectors = fit_directions(invert_all(model, pictures, shown), attributes)
     few = shown[:JUDGED_ON]
     photos = [to_picture(pictures[i]) for i in few]
@@ -280,15 +308,16 @@ def learn(
         spread = {name: float(np.std([answer[name] for answer in real])) for name in attributes}
         codes = invert_all(model, pictures, kept)
         tuning, testing = codes[: len(codes) // 2], codes[len(codes) // 2 :]
+        trial = Trial(model, judge, spread, pool)
         directions = {}
-        for name, vector in tqdm(vectors.items(), desc="calibrating"):
-            label, group = SLIDERS[name]
-            direction = Direction(label, group, -1.0, 1.0, vector, source=f"learned from {len(shown)} labelled photos")
-            direction = calibrate(direction, name, model, tuning, judge, spread, pool)
-            if direction is None:
-                continue
-            measured = figures(direction, name, model, testing, judge, spread, pool)
-            directions[name] = replace(direction, measured=measured)
+        for name, vector in tqdm(((name, vectors[name]) for name in SLIDERS if name in vectors), "calibrating"):
+            direction = Direction(
+                *SLIDERS[name], -1.0, 1.0, vector, source=f"learned from {len(shown)} labelled photos"
+            )
+            direction = trial.choose_layers(trial.to_length(direction, tuning), name, tuning)
+            direction = trial.calibrate(direction, name, tuning)
+            if direction is not None:
+                directions[name] = replace(direction, measured=trial.figures(direction, name, testing))
     return DirectionSet(directions)
 
 

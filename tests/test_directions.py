@@ -1,12 +1,16 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from editing.attributes import measure_light
 from editing.directions import PUBLISHED, Direction, DirectionSet, directions_for, published_directions, tomllib
+from editing.discovery import Trial
 from errors import DirectionError, DownloadError
 
 LAYERS, WIDTH = 6, 4
@@ -262,3 +266,37 @@ def test_a_models_own_directions_come_first(tmp_path, shared, monkeypatch):
     assert not directions_for(a_model("my own"))
     with pytest.raises(DirectionError, match="use directions made for this model"):
         directions_for(a_model("ffhq", tmp_path, 18, 512))
+
+
+class Painter:
+    """Pictures whose brightness is what layer 1 of their codes says, and whose right half what layer 9 says."""
+
+    def synthesize(self, codes: torch.Tensor) -> torch.Tensor:
+        images = codes[:, 1, 0].view(-1, 1, 1, 1).repeat(1, 3, 8, 8)
+        images[..., 4:] += codes[:, 9, 0].view(-1, 1, 1, 1)
+        return images
+
+
+class LightMeter:
+    """Measures pictures without looking for a face."""
+
+    labels = ()
+
+    def __call__(self, picture: Image.Image, embedded: bool) -> dict[str, float]:
+        return measure_light(picture)
+
+
+def test_a_learned_slider_leaves_out_what_does_other_things_and_counts_in_standard_deviations():
+    vectors = torch.zeros(12, 1)
+    vectors[[1, 9], 0] = torch.tensor([-0.2, 0.05])
+    codes = 0.1 * torch.randn(20, 12, 1, generator=torch.Generator().manual_seed(0))
+    with ThreadPoolExecutor(1) as pool:
+        trial = Trial(Painter(), LightMeter(), {"bright": 12.0, "light_lr": 0.1}, pool)
+        chosen = trial.choose_layers(Direction("Brightness", "Light", -1, 1, vectors), "bright", codes)
+        assert chosen.layers == [1]
+        learned = trial.calibrate(chosen, "bright", codes)
+        measured = trial.figures(learned, "bright", codes)
+    assert learned.vectors[1, 0] == pytest.approx(2 * 12 / 255, rel=0.05)  # reversed: it darkened
+    assert measured["low"] == pytest.approx(learned.low, abs=0.05)
+    assert measured["high"] == pytest.approx(learned.high, abs=0.05)
+    assert measured["monotone"] == 1 and measured["side_effects"] == {"light_lr": 0}
