@@ -431,3 +431,18 @@ def test_an_encoder_starts_from_a_trained_trunk_with_new_heads(blobs: Path, smal
         start_trunk(str(tmp_path / "model"), Encoder(EncoderConfig(kind="w", **shape | {"stem": 16})))
     with pytest.raises(TrainingError, match="other layers"):
         start_trunk(str(tmp_path / "model"), Encoder(EncoderConfig(kind="w", **shape | {"blocks": (1, 1, 1, 2)})))
+
+
+@pytest.mark.parametrize("kind", ["generator", "encoder"])
+def test_float16_and_batches_in_parts_train(kind: str, blobs: Path, small_run: Path, tmp_path: Path):
+    changes = {"precision": "float16", "accumulate": 2}
+    if kind == "generator":
+        train_generator(replace(generator_settings(blobs, tmp_path, images=16), **changes))
+        network = "g"
+    else:
+        changes |= {"decoder_rate": 1e-3, "samples": 4}
+        train_encoder(replace(encoder_settings(blobs, small_run, tmp_path, images=16), **changes))
+        network = "encoder"
+    state = load_state(tmp_path / "state.pt")
+    assert all(torch.isfinite(value).all() for value in state[network].values() if value.is_floating_point())
+    assert state["scaler"]["_growth_tracker"] >= 2  # of the four steps, those since the last overflow

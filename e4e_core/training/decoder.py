@@ -10,7 +10,7 @@ from e4e_core.models.stylegan2 import Generator, NoiseInjection
 from e4e_core.training.generator import blend
 from e4e_core.training.latents import RecentCodes
 from e4e_core.training.losses import discriminator_loss, energy_distance, gradient_penalty, non_saturating
-from e4e_core.training.processes import Processes
+from e4e_core.training.processes import Precision, Processes
 from e4e_core.training.run import Stateful
 from e4e_core.training.settings import EncoderTraining
 
@@ -33,10 +33,16 @@ class LearningDecoder:
     """
 
     def __init__(
-        self, config: EncoderTraining, generator: Generator, discriminator: Discriminator, processes: Processes
+        self,
+        config: EncoderTraining,
+        generator: Generator,
+        discriminator: Discriminator,
+        processes: Processes,
+        precision: Precision,
     ):
         self.config = config
         self.processes = processes
+        self.precision = precision
         self.generator, self.discriminator = generator.requires_grad_(True), discriminator
         self.average = copy.deepcopy(generator).requires_grad_(False)
         for noise in (module for module in generator.modules() if isinstance(module, NoiseInjection)):
@@ -50,6 +56,10 @@ class LearningDecoder:
         self._rates = [rate, MAPPING_RATE * rate, rate]
         self.recent = RecentCodes(RECENT)
 
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.g_optimizer, self.d_optimizer]
+
     def parts(self) -> dict[str, Stateful]:
         """What a stopped run needs of it."""
         return {
@@ -60,12 +70,6 @@ class LearningDecoder:
             "d_optim": self.d_optimizer,
             "recent": self.recent,
         }
-
-    def slow(self, share: float) -> None:
-        """Set all learning rates to this share of the first ones."""
-        groups = [*self.g_optimizer.param_groups, *self.d_optimizer.param_groups]
-        for group, rate in zip(groups, self._rates, strict=True):
-            group["lr"] = share * rate
 
     def half_in_w(self, codes: Tensor) -> Tensor:
         """Codes float [n, L, D] of photos, the first half of them without their offsets."""
@@ -90,26 +94,35 @@ class LearningDecoder:
         judged = [non_saturating(self.discriminator.judge(part)) for part in (fakes[:count], fakes[count:])]
         return torch.stack(judged).mean()
 
-    def step(self, real_maps: list[Tensor], reals: Tensor, fakes: Tensor, penalize: bool) -> None:
-        """After the gradients of the encoder's loss have reached the generator: one step of all that learns here.
+    def criticise(self, real_maps: list[Tensor], fakes: Tensor) -> None:
+        """Add the discriminator's gradients for a part of the batch, after those of the encoder and the generator.
 
         Args:
-            real_maps: the discriminator's features of `reals`, with their gradients' graph.
-            reals: float [n, 3, R, R].
-            fakes: the inversions of `reals` and random samples, float [n + s, 3, R, R].
-            penalize: add R1, weighted for the steps that do not.
+            real_maps: its features of photos, with their gradients' graph.
+            fakes: the photos' inversions and random samples, float [n + s, 3, R, R].
         """
-        self.processes.average_gradients(self.generator.parameters())
-        self.g_optimizer.step()
-        blend(self.average, self.generator, 0.5 ** (self.config.batch / EMA_IMAGES))
         self.discriminator.requires_grad_(True)
-        real_logits = self.discriminator.judge(real_maps[-1])
-        fake_maps = self.discriminator.features(fakes)[-1].split([len(reals), len(fakes) - len(reals)])
-        losses = [discriminator_loss(real_logits, self.discriminator.judge(maps)) for maps in fake_maps]
-        self.d_optimizer.zero_grad(set_to_none=True)
-        torch.stack(losses).mean().backward()
+        count = len(real_maps[-1])
+        with self.precision.autocast:
+            real_logits = self.discriminator.judge(real_maps[-1])
+            fake_maps = self.discriminator.features(fakes)[-1].split([count, len(fakes) - count])
+            losses = [discriminator_loss(real_logits, self.discriminator.judge(maps)) for maps in fake_maps]
+        self.precision.backward(torch.stack(losses).mean() / self.config.accumulate)
+        self.discriminator.requires_grad_(False)
+
+    def finish_gradients(self, reals: Tensor, penalize: bool) -> None:
+        """Before the optimizers' step: R1 on `reals` float [n, 3, R, R] if it is due, and the mean over processes."""
         if penalize:
             weight = self.config.decoder_r1 / 2 * self.config.r1_every
-            (weight * gradient_penalty(self.discriminator, reals)).backward()
+            self.discriminator.requires_grad_(True)
+            self.precision.backward(weight * gradient_penalty(self.discriminator, reals))
+            self.discriminator.requires_grad_(False)
+        self.processes.average_gradients(self.generator.parameters())
         self.processes.average_gradients(self.discriminator.parameters())
-        self.d_optimizer.step()
+
+    def follow(self, share: float) -> None:
+        """After the optimizers' step: the generator's average, and all learning rates at this share of their first."""
+        blend(self.average, self.generator, 0.5 ** (self.config.batch / EMA_IMAGES))
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, rate in zip(groups, self._rates, strict=True):
+            group["lr"] = share * rate

@@ -17,7 +17,7 @@ from e4e_core.training.generator import draw_codes, load_generator
 from e4e_core.training.latents import CodePool, LatentCritic
 from e4e_core.training.losses import delta_penalty, feature_distance
 from e4e_core.training.perception import load_losses, published_weights
-from e4e_core.training.processes import Processes
+from e4e_core.training.processes import Precision, Processes
 from e4e_core.training.report import Report
 from e4e_core.training.run import Progress, Run, Stateful
 from e4e_core.training.settings import EncoderTraining
@@ -44,7 +44,7 @@ def train_encoder(config: EncoderTraining) -> Path:
     Raises TrainingError for unusable data or states.
     """
     processes = Processes(config.device)
-    processes.check(config.batch, config.synthetic, config.samples)
+    processes.check(config.batch, config.synthetic, config.samples, parts=config.accumulate)
     torch.manual_seed(config.seed)
     training = Training(config, processes)
     run = Run(config.out, config, training.parts(), quiet=not processes.main)
@@ -84,6 +84,7 @@ class Training:
     def __init__(self, config: EncoderTraining, processes: Processes):
         self.config, self.processes = config, processes
         device = processes.device
+        self.precision = Precision(config.precision, device)
         generator, critic = load_generator(config.generator)
         self.losses, self.perceptual = load_losses(config)
         for _, network in self.losses.values():
@@ -107,8 +108,9 @@ class Training:
         steps = config.images // config.batch
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps, eta_min=floor)
         self.progress = Progress()
-        self.decoder = LearningDecoder(config, generator, critic, processes) if config.decoder_rate else None
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        self.decoder = (
+            LearningDecoder(config, generator, critic, processes, self.precision) if config.decoder_rate else None
+        )
         if config.compile:
             self.encoder.compile(dynamic=False)
             generator.compile(dynamic=False)
@@ -123,6 +125,7 @@ class Training:
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "progress": self.progress,
+            "scaler": self.precision.scaler,
             **(self.decoder.parts() if self.decoder else {}),
         }
 
@@ -160,16 +163,42 @@ class Training:
 
         Args: penalize: whether the discriminators' gradient penalties, which are lazy, are due.
         """
-        config, decoder, share = self.config, self.decoder, self.processes.share
-        layers, n = self.model.num_layers, len(reals)
-        self.encoder.num_deltas = active_deltas(config, self.progress.images, layers, self.first_deltas)
-        active, judged = self.encoder.num_deltas + 1, config.kind == "e4e" and config.adversarial > 0
-        with torch.no_grad():
-            known = share(self._mapped(config.synthetic))[:, None].expand(-1, layers, -1)  # [m, L, D]
-            drawn = share(draw_codes(self.generator, config.samples if decoder else 0, MIXING))  # [s, L, D]
-        with self.autocast:
+        config, decoder, precision = self.config, self.decoder, self.precision
+        self.encoder.num_deltas = active_deltas(config, self.progress.images, self.model.num_layers, self.first_deltas)
+        optimizers = [self.optimizer, *(decoder.optimizers if decoder else [])]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        answers = [self._learn_from(part) for part in reals.chunk(config.accumulate)]
+        self.processes.average_gradients(self.encoder.parameters())
+        if decoder:
+            decoder.finish_gradients(reals, penalize)
+        precision.step(*optimizers)
+        precision.scaler.update()
+        self.schedule.step()
+        if decoder:
+            decoder.follow(self.schedule.get_last_lr()[0] / config.learning_rate)
+        if self.judged:
+            codes = torch.cat([codes for _, codes in answers])[:, : self.encoder.num_deltas + 1]
             with torch.no_grad():
-                shown = self.render(known) if config.synthetic else reals[:0]
+                mapped = self._mapped(config.batch * codes.shape[1])
+            self.latent_critic.step(mapped, codes, penalize)
+        return {name: torch.stack([terms[name] for terms, _ in answers]).mean() for name in answers[0][0]}
+
+    @property
+    def judged(self) -> bool:
+        """Whether the latent discriminator takes part."""
+        return self.config.kind == "e4e" and self.config.adversarial > 0
+
+    def _learn_from(self, reals: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Add all gradients for a part of the batch; returns the encoder's losses, and the codes without gradient."""
+        config, decoder, share = self.config, self.decoder, self.processes.share
+        layers, n, parts = self.model.num_layers, len(reals), config.accumulate
+        with torch.no_grad():
+            known = share(self._mapped(config.synthetic // parts))[:, None].expand(-1, layers, -1)  # [m, L, D]
+            drawn = share(draw_codes(self.generator, config.samples // parts if decoder else 0, MIXING))  # [s, L, D]
+        with self.precision.autocast:
+            with torch.no_grad():
+                shown = self.render(known) if len(known) else reals[:0]
             codes, synthetic_codes = self.invert(torch.cat([reals, shown])).split([n, len(known)])
             made = self.render(torch.cat([decoder.half_in_w(codes) if decoder else codes, drawn]))
             maps, real_maps = self._features(made, reals)
@@ -177,27 +206,17 @@ class Training:
             terms = self._distances(made[:n], reals, nearby)
         if config.kind == "e4e":
             terms["delta"] = config.delta * delta_penalty(codes, config.delta_norm)
-        if judged:
-            terms["adv"] = config.adversarial * self.latent_critic.doubt(codes[:, :active])
-        if config.synthetic and config.known_codes:
+        if self.judged:
+            terms["adv"] = config.adversarial * self.latent_critic.doubt(codes[:, : self.encoder.num_deltas + 1])
+        if len(known) and config.known_codes:
             terms["known"] = config.known_codes * F.mse_loss(synthetic_codes, known)
         if decoder:
             terms["real"] = config.realism * decoder.realism(maps, n)
             terms["match"] = config.match * decoder.mismatch(codes[:, 0], self._mapped(MAPPED))
-            decoder.g_optimizer.zero_grad(set_to_none=True)
-        self.optimizer.zero_grad(set_to_none=True)
-        sum(terms.values()).backward()
-        self.processes.average_gradients(self.encoder.parameters())
-        self.optimizer.step()
-        self.schedule.step()
+        self.precision.backward(sum(terms.values()) / parts)
         if decoder:
-            decoder.step(real_maps, reals, made.detach(), penalize)
-            decoder.slow(self.schedule.get_last_lr()[0] / config.learning_rate)
-        if judged:
-            with torch.no_grad():
-                mapped = self._mapped(config.batch * active)
-            self.latent_critic.step(mapped, codes[:, :active].detach(), penalize)
-        return terms
+            decoder.criticise(real_maps, made.detach())
+        return {name: term.detach() for name, term in terms.items()}, codes.detach()
 
     def _mapped(self, count: int) -> Tensor:
         """Random codes float [count, D] of all processes together."""

@@ -18,7 +18,7 @@ from e4e_core.models.stylegan2 import Generator, GeneratorConfig, NoiseInjection
 from e4e_core.training.augment import Augment
 from e4e_core.training.data import Pictures, endless_batches
 from e4e_core.training.losses import PathLength, discriminator_loss, gradient_penalty, non_saturating
-from e4e_core.training.processes import Processes
+from e4e_core.training.processes import Precision, Processes
 from e4e_core.training.run import Log, Progress, Run, Stateful, load_state
 from e4e_core.training.settings import GeneratorTraining
 from errors import TrainingError
@@ -40,7 +40,7 @@ PATH_EVERY = 4  # steps between path-length regularisations
 def train_generator(config: GeneratorTraining) -> Path:
     """Run or continue the training; returns the saved state. Raises TrainingError for unusable data or states."""
     processes = Processes(config.device)
-    processes.check(config.batch, config.batch // 2 if config.path_length else config.batch)
+    processes.check(config.batch, config.batch // 2 if config.path_length else config.batch, parts=config.accumulate)
     torch.manual_seed(config.seed)
     pictures = Pictures(config.data, config.resolution, mirror=True)
     training = Training(config, processes)
@@ -95,7 +95,7 @@ class Training:
         self.d_optimizer = _lazy_adam(self.discriminator, rate, betas, config.r1_every)
         self.augment, self.progress = Augment(config.augment), Progress()
         self.path_length = PathLength(processes.mean)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        self.precision = Precision(config.precision, device)
 
     def parts(self) -> dict[str, Stateful]:
         """What a stopped run needs."""
@@ -107,6 +107,7 @@ class Training:
             "d_optim": self.d_optimizer,
             "augment": self.augment,
             "progress": self.progress,
+            "scaler": self.precision.scaler,
         }
         return parts | ({"path_length": self.path_length} if self.config.path_length else {})
 
@@ -118,31 +119,46 @@ class Training:
 
     def step(self, reals: Tensor, step: int) -> dict[str, Tensor]:
         """Discriminator, then generator, on pictures float [n, 3, R, R]; returns their losses."""
-        config, augment, discriminator = self.config, self.augment, self.discriminator
-        with self.autocast:
-            fakes = self._render(config.batch)
-            real_logits = discriminator(augment(reals))
-            d_loss = discriminator_loss(real_logits, discriminator(augment(fakes.detach())))
+        config, precision, discriminator = self.config, self.precision, self.discriminator
+        parts, penalize = reals.chunk(config.accumulate), step % config.r1_every == 0
         self.d_optimizer.zero_grad(set_to_none=True)
-        d_loss.backward()
-        if step % config.r1_every == 0:
-            (config.r1 / 2 * config.r1_every * gradient_penalty(discriminator, augment(reals))).backward()
+        answers = [self._criticise(part, penalize) for part in parts]
+        d_loss, fakes, real_logits = zip(*answers, strict=True)
         self.processes.average_gradients(discriminator.parameters())
-        self.d_optimizer.step()
-        augment.adjust(self.processes.gather(real_logits))
+        precision.step(self.d_optimizer)
+        self.augment.adjust(self.processes.gather(torch.cat(real_logits)))
 
         discriminator.requires_grad_(False)
-        with self.autocast:
-            g_loss = non_saturating(discriminator(augment(fakes)))
         self.g_optimizer.zero_grad(set_to_none=True)
-        g_loss.backward()
-        losses = {"d": d_loss.detach(), "g": g_loss.detach()}
+        g_loss = [self._convince(part) for part in fakes]
+        losses = {"d": torch.stack(d_loss).mean(), "g": torch.stack(g_loss).mean()}
         if config.path_length and step % PATH_EVERY == 0:
-            losses["path"] = self._penalize_path()
+            losses["path"] = torch.stack([self._penalize_path() for _ in parts]).mean()
         self.processes.average_gradients(self.generator.parameters())
-        self.g_optimizer.step()
+        precision.step(self.g_optimizer)
+        precision.scaler.update()
         discriminator.requires_grad_(True)
         return losses
+
+    def _criticise(self, reals: Tensor, penalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Add the discriminator's gradients for a part of the batch: (its loss, the fakes, the logits of the reals)."""
+        config, augment, discriminator = self.config, self.augment, self.discriminator
+        with self.precision.autocast:
+            fakes = self._render(config.batch // config.accumulate)
+            real_logits = discriminator(augment(reals))
+            loss = discriminator_loss(real_logits, discriminator(augment(fakes.detach())))
+        self.precision.backward(loss / config.accumulate)
+        if penalize:
+            weight = config.r1 / 2 * config.r1_every / config.accumulate
+            self.precision.backward(weight * gradient_penalty(discriminator, augment(reals)))
+        return loss.detach(), fakes, real_logits.detach()
+
+    def _convince(self, fakes: Tensor) -> Tensor:
+        """Add the generator's gradients for a part of the batch; returns its loss."""
+        with self.precision.autocast:
+            loss = non_saturating(self.discriminator(self.augment(fakes)))
+        self.precision.backward(loss / self.config.accumulate)
+        return loss.detach()
 
     def _render(self, count: int) -> Tensor:
         """This process's share of `count` random pictures, with fresh noise."""
@@ -151,9 +167,10 @@ class Training:
 
     def _penalize_path(self) -> Tensor:
         """Add the gradient of path-length regularisation, on half a batch, as the authors do to save memory."""
-        codes = self.processes.share(draw_codes(self.generator, max(self.config.batch // 2, 1), self.config.mixing))
+        count, parts = self.config.batch // 2, self.config.accumulate
+        codes = self.processes.share(draw_codes(self.generator, max(count // parts, 1), self.config.mixing))
         penalty = self.path_length(self.generator(codes, random_noise=self.config.noise), codes)
-        (self.config.path_length * PATH_EVERY * penalty).backward()
+        self.precision.backward(self.config.path_length * PATH_EVERY * penalty / parts)
         return penalty.detach()
 
 

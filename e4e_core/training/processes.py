@@ -37,10 +37,13 @@ class Processes:
             raise TrainingError(f"PyTorch finds no GPU for --device {device} here; use --device cpu.")
         self.main = self.rank == 0
 
-    def check(self, *sizes: int) -> None:
-        """Raises TrainingError unless every process gets as many samples of each batch as the others."""
-        if any(size % self.count for size in sizes):
-            raise TrainingError(f"{self.count} processes cannot share batches of {sizes}; use multiples of it.")
+    def check(self, *sizes: int, parts: int = 1) -> None:
+        """Raises TrainingError unless batches of these sizes divide into `parts` for each process."""
+        shares = self.count * parts
+        if parts < 1 or any(size % shares for size in sizes):
+            raise TrainingError(
+                f"{self.count} processes cannot share batches of {sizes} in {parts} parts; use multiples of {shares}."
+            )
 
     def share(self, batch: Tensor) -> Tensor:
         """[n, …] of all processes -> [n / count, …], this one's samples."""
@@ -82,6 +85,29 @@ class Processes:
         """Until all processes are here."""
         if self.count > 1:
             torch.distributed.barrier()
+
+
+class Precision:
+    """Half precision where it is asked for: bfloat16, or float16 with losses scaled so that gradients do not vanish.
+
+    Attributes:
+        autocast: the context to compute the networks in.
+        scaler: of the losses; it does nothing but in float16.
+    """
+
+    def __init__(self, name: str, device: torch.device):
+        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
+        self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, scaled."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, *optimizers: torch.optim.Optimizer) -> None:
+        """A step of each, unless its gradients have overflown; call it once for the optimizers of one scaled loss."""
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
 
 
 class JointBatchNorm(nn.BatchNorm2d):

@@ -41,8 +41,10 @@ class GeneratorTraining:
     """Half-life of the averaged generator, in pictures."""
     start: Path | None = None
     """Run, model folder or .pt (`g_ema`) whose weights to start from, of the same resolution or of half of it."""
-    precision: str = "float32"
-    """float32 or bfloat16 (which helps on GPUs and on CPUs with fast bfloat16)."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """bfloat16 helps on GPUs and on CPUs with fast bfloat16, float16 on older GPUs."""
+    accumulate: int = 1
+    """Parts of a batch that are computed one after the other, for less memory."""
     device: str = "cpu"
     workers: int = 1
     """Processes that decode pictures."""
@@ -136,7 +138,9 @@ class EncoderTraining:
     directions: Path | None = None
     """Safetensors file of directions [L, D] whose edits the sample sheets show."""
     device: str = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    accumulate: int = 1
+    """Parts of a batch that are computed one after the other, for less memory; each has batch statistics of its own."""
     compile: bool = False
     """Compile the networks first: minutes of waiting, then faster steps (needs a C++ compiler)."""
     workers: int = 1
