@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +12,8 @@ from test_editing import RESOLUTION, some_directions, tiny_model
 from e4e_core.checkpoints import save_model
 from editing import Editor
 from editing.__main__ import main
-from errors import ModelError
+from editing.folder import FEW, Workers
+from errors import ModelError, PhotoError
 
 
 @pytest.fixture
@@ -130,3 +133,35 @@ def test_list_prints_every_direction_with_its_range(tiny, capsys):
     assert main(["--list"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 2 and lines[0].split()[:4] == ["smile", "-3", "…", "3"]
+
+
+def test_a_folder_is_shared_and_continued(tiny, photo, tmp_path, capsys, monkeypatch):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for number in range(FEW + 2):
+        shutil.copy(photo, folder / f"{number}.jpg")
+    (folder / "broken.png").write_bytes(b"no picture")
+    command = [str(folder), "--edit", "smile=2", "--paste", "--out", str(out)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert main(command) == 0  # 0, 2 and 4
+    first = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert set(first) == {"0_edited.png", "2_edited.png", "4_edited.png"}
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    assert main(command) == 1
+    assert {path.name for path in out.iterdir()} == {f"{number}_edited.png" for number in range(FEW + 2)}
+    assert all((out / name).stat().st_mtime_ns == time for name, time in first.items())
+    said = capsys.readouterr()
+    assert "3 photos have been edited like this before" in said.err and "broken.png: " in said.err
+    assert main([*command[:2], "smile=1", *command[3:]]) == 1  # another edit is made anew
+    assert (out / "0_edited.png").stat().st_mtime_ns > first["0_edited.png"]
+
+
+def test_a_photo_that_ends_its_process_fails_alone():
+    with Workers(FEW + 1) as workers:
+        tasks = [workers.submit(*call) for call in ((abs, -1), (os._exit, 3), (abs, -2))]
+        assert tasks[0].result() == 1 and tasks[2].result() == 2
+        with pytest.raises(PhotoError, match="ended the process"):
+            tasks[1].result()
+        assert workers.submit(abs, -3).result() == 3
