@@ -1,9 +1,12 @@
 """From a photo to an edited photo: open it once, render it for every move of a slider, paste the result back."""
 
+import copy
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+from weakref import ref
 
 import torch
 from PIL import Image
@@ -18,11 +21,14 @@ from errors import DownloadError, PhotoError
 
 if TYPE_CHECKING:
     from e4e_core.models.e4e import E4E
+    from e4e_core.models.stylegan2 import Generator
+
+READY = 2  # tuned generators that are kept ready to render, those of the sessions seen last
 
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """An opened photo: everything that rendering and pasting need, and no model.
+    """An opened photo: everything that rendering and pasting need, and no model that others share.
 
     Attributes:
         photo: upright RGB.
@@ -31,6 +37,7 @@ class Session:
         crop: where `picture` lies in `photo`.
         picture: what the encoder saw, its input size.
         codes: float32 [1, L, D] on the CPU.
+        generator: the one that `refine.tune_generator` tuned for this photo, on the CPU; None is the model's.
     """
 
     photo: Image.Image
@@ -39,6 +46,7 @@ class Session:
     crop: Crop
     picture: Image.Image
     codes: Tensor
+    generator: "Generator | None" = None
 
 
 class Editor:
@@ -60,6 +68,8 @@ class Editor:
         """
         self.model = model
         self.renderer = Renderer(model)
+        self._tuned: dict[int, tuple[ref, Renderer]] = {}  # by id of the session, the one seen last is last
+        self._lock = threading.Lock()
         self.notice = ""
         if directions is None:
             try:
@@ -102,8 +112,15 @@ class Editor:
         Raises: DirectionError for unknown directions and impossible strengths or fidelity.
         """
         codes = self.directions.edit_codes(session.codes, strengths, fidelity)
-        image = self.renderer.render(codes, size, owner=session)  # [1, 3, R, R]
-        return to_picture(_content(image, self.model.aspect))
+        image = self._renderer(session).render(codes, size, owner=session)  # [1, 3, R, R]
+        return to_picture(content(image, self.model.aspect))
+
+    def model_of(self, session: Session) -> "E4E":
+        """The model, or for a session with a generator of its own the model with that one, on the same device."""
+        if session.generator is None:
+            return self.model
+        generator, device = session.generator, self.model.device
+        return self.model.with_generator(generator if device.type == "cpu" else copy.deepcopy(generator).to(device))
 
     def paste(
         self,
@@ -123,6 +140,19 @@ class Editor:
         unedited = self.render(session, {}, fidelity)
         return alignment.paste_back(session.photo, picture, session.crop, unedited, region, feather)
 
+    def _renderer(self, session: Session) -> Renderer:
+        """The one that all share, or one for this session's generator, which goes with the session."""
+        if session.generator is None:
+            return self.renderer
+        key = id(session)
+        with self._lock:
+            kept = self._tuned.pop(key, None)
+            kept = kept or (ref(session, lambda _: self._tuned.pop(key, None)), Renderer(self.model_of(session)))
+            self._tuned[key] = kept
+            for old in list(self._tuned)[:-READY]:
+                self._tuned.pop(old, None)
+        return kept[1]
+
     def _encode(self, photo: Image.Image, faces: tuple[Face, ...], face: int) -> Session:
         if not faces and face:
             raise PhotoError("This model edits the whole picture, not faces; leave the face at 0.")
@@ -139,7 +169,7 @@ class Editor:
         return Session(photo, faces, face, crop, picture, codes.cpu())
 
 
-def _content(image: Tensor, aspect: tuple[int, int]) -> Tensor:
+def content(image: Tensor, aspect: tuple[int, int]) -> Tensor:
     """[n, 3, R, R] -> its largest centred part of the ratio `aspect`: cars fill rows 64 … 448 of 512."""
     side = image.shape[-1]
     width, height = side * aspect[0] // max(aspect), side * aspect[1] // max(aspect)
