@@ -12,7 +12,7 @@ from tqdm import tqdm
 from errors import E4EError, PhotoError
 
 if TYPE_CHECKING:
-    from editing import Editor
+    from editing import Editor, Session
 
 SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # taken from folders
 
@@ -52,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--face", type=int, default=0, metavar="N", help="which face, 0 is the clearest (default)")
     command.add_argument("--fidelity", type=float, default=1.0, help="0 most editable … 1 most faithful (default)")
+    command.add_argument(
+        "--refine",
+        choices=("codes", "generator"),
+        help="come closer to the photo: optimise its codes; or these, then a copy of the generator (slower, closest)",
+    )
     command.add_argument("--list", action="store_true", help="print the model's directions and their ranges, and stop")
     return command
 
@@ -100,9 +105,12 @@ def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[s
     taken = {identity(photo) for photo in photos if photo.exists()}
     settings = {"model": editor.model.name, "edits": dict(strengths), "fidelity": options.fidelity}
     settings |= {"face": options.face, "pasted": options.paste}
+    settings |= {"refined": options.refine} if options.refine else {}
     for photo in tqdm(photos, unit="photo", disable=None):
         try:
             session = editor.open(photo, options.face)
+            if options.refine:
+                session = refined(editor, session, photo, tune=options.refine == "generator")
             picture = editor.render(session, strengths, options.fidelity)
             if options.paste:
                 picture = editor.paste(session, picture, options.fidelity, options.only)
@@ -113,6 +121,19 @@ def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[s
         except Exception as error:  # one bad photo must not end a night's work on a folder
             failed += report(photo, error)
     return SOME_FAILED if failed else DONE
+
+
+def refined(editor: "Editor", session: "Session", photo: Path, tune: bool) -> "Session":
+    """The session closer to its photo; one line on stderr per stage says how close it came."""
+    from editing import refine
+
+    stages = {"codes": refine.refine_codes, "generator": refine.tune_generator}
+    for name in ("codes", "generator") if tune else ("codes",):
+        with tqdm(total=refine.STEPS, desc=f"refining {name}", unit="step", leave=False, disable=None) as bar:
+            done = stages[name](editor, session, lambda *_, bar=bar: bar.update())
+        tqdm.write(f"{photo}: refined {name}: {done}", file=sys.stderr)
+        session = done.session
+    return session
 
 
 def report(path: Path, error: Exception) -> int:
