@@ -1,7 +1,7 @@
 """Closer to the photo than the encoder alone: its codes optimised, then the generator tuned, for one session.
 
-Both minimise `distance` to the aligned photo at the generator's own resolution, and take about as long per step as
-three pictures. Neither changes the model: what was found is in the session that comes back, and goes with it.
+Both minimise `distance` to the aligned photo at the generator's own resolution. Neither changes the model: what was
+found is in the session that comes back, and goes with it. Between their steps they give way to pictures of others.
 """
 
 import copy
@@ -193,6 +193,7 @@ def _refined(
     for step in range(STEPS + 1):  # the last one only looks at what the step before it reached
         if cancelled():
             return Refinement(session, before, before, taken, time.monotonic() - began)
+        editor.renderer.wait()
         with torch.enable_grad():
             value = loss(step)
         if not value.isfinite():

@@ -17,7 +17,9 @@ from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
 from editing import Editor, Session, refine
-from errors import ModelError
+from errors import E4EError, ModelError
+from page import studio
+from page.refining import refine_seconds
 
 ASTRONAUT = CHECKPOINTS.parent / "examples" / "astronaut.png"
 
@@ -118,6 +120,34 @@ def test_what_is_not_a_number_never_reaches_the_session(editor, session, monkeyp
     refined = refine.refine_codes(editor, session)
     assert refined.steps == 5 and refined.session.codes.isfinite().all()
     assert refined.after.psnr > refined.before.psnr
+
+
+def test_the_pages_refinements_can_be_computed_elsewhere_and_are_bounded(editor, monkeypatch: pytest.MonkeyPatch):
+    """As ZeroGPU's worker gets and gives only what can be pickled; and so much memory for tuned generators."""
+
+    def lent(function: Callable) -> Callable:
+        return lambda *inputs: pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(inputs)))))
+
+    page = studio.Studio("demo", editor, on_gpu=lent, live=False)
+    visit = page.open(studio.Visit("demo"), ASTRONAUT)
+    unedited = page.render(visit)[1].tobytes()
+    found = page.refine(visit, True, 60, lambda *_: None, lambda: False)
+    assert found.after.psnr > found.before.psnr
+    refined = page.refined(visit, found.session)
+    assert page.render(refined)[1].tobytes() != unedited
+    assert page.render(page.refined(refined))[1].tobytes() == unedited
+    monkeypatch.setattr(studio, "TUNED_BYTES", 0)
+    with pytest.raises(ModelError, match="use Refine, or try again later"):
+        page.refine(visit, True, 60, lambda *_: None, lambda: False)
+
+
+def test_seconds_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("E4E_REFINE_SECONDS", "7.5")
+    assert refine_seconds() == 7.5
+    for wrong in ("soon", "0", "nan"):
+        monkeypatch.setenv("E4E_REFINE_SECONDS", wrong)
+        with pytest.raises(E4EError, match=f"is '{wrong}', but must be a number of seconds above 0"):
+            refine_seconds()
 
 
 # ReStyle
