@@ -129,8 +129,13 @@ def refined(editor: "Editor", session: "Session", photo: Path, tune: bool) -> "S
 
     stages = {"codes": refine.refine_codes, "generator": refine.tune_generator}
     for name in ("codes", "generator") if tune else ("codes",):
-        with tqdm(total=refine.STEPS, desc=f"refining {name}", unit="step", leave=False, disable=None) as bar:
-            done = stages[name](editor, session, lambda *_, bar=bar: bar.update())
+        with tqdm(desc=f"refining {name}", unit="step", leave=False, disable=None) as bar:
+
+            def tell(_: int, total: int, __: float, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update()
+
+            done = stages[name](editor, session, tell)
         tqdm.write(f"{photo}: refined {name}: {done}", file=sys.stderr)
         session = done.session
     return session

@@ -24,10 +24,11 @@ from editing.editor import Editor, Session, content
 if TYPE_CHECKING:
     from e4e_core.models.e4e import E4E
 
-STEPS = 100
+CODE_STEPS = 100
 CODE_RATE = 0.05  # per step, in standard deviations of W
 TOWARDS_W = 0.1  # what leaving the neighbourhood of W costs, against `distance`
-TUNING_RATE = 1e-3  # per step; the weights are of order one, being scaled at run time
+TUNING_STEPS = 60
+TUNING_RATE = 2e-3  # per step; the weights are of order one, being scaled at run time
 LOCALITY = 0.5  # what changing other faces costs, against `distance`
 WARM_UP = 5  # steps over which the rate rises, because Adam's first ones are as long as its longest
 LEVELS = 3  # resolutions at which pictures are compared
@@ -89,12 +90,12 @@ def refine_codes(
     target = _target(editor, session)
     start = session.codes.to(model.device)  # [1, L, D]
     with torch.no_grad():
-        w = model.map(_normal(2000, model.latent_dim))  # [2000, D]
+        w = model.map(torch.randn(2000, model.latent_dim, generator=torch.Generator().manual_seed(0)))  # [2000, D]
     spread, radius = w.std(0), (w - w.mean(0)).norm(dim=1).mean().clamp_min(1e-6)  # [D], a scalar
     lengths = _offsets(start)
     moved = torch.zeros_like(start, requires_grad=True)  # in standard deviations of W
 
-    def loss(_: int) -> Tensor:
+    def loss() -> Tensor:
         codes = start + moved * spread
         growth = F.relu(_offsets(codes) - lengths).div(radius).square().mean()
         drift = (codes - start).mean(1).norm(dim=1).div(radius).square().mean()
@@ -104,7 +105,8 @@ def refine_codes(
     def result() -> Session:
         return replace(session, codes=(start + moved.detach() * spread).cpu())
 
-    return _refined(editor, session, [moved], loss, CODE_RATE, result, progress, cancelled, seconds)
+    schedule = (CODE_STEPS, CODE_RATE)
+    return _refined(editor, session, [moved], loss, result, schedule, progress, cancelled, seconds)
 
 
 def tune_generator(
@@ -130,7 +132,7 @@ def tune_generator(
         weight.requires_grad_(True)
     noise = torch.Generator().manual_seed(0)
 
-    def loss(_: int) -> Tensor:
+    def loss() -> Tensor:
         with torch.no_grad():
             w = own.map(torch.randn(1, own.latent_dim, generator=noise))[:, None]  # [1, 1, D]
             between = torch.lerp(pivot, w.expand_as(pivot), torch.rand((), generator=noise).item())
@@ -145,7 +147,8 @@ def tune_generator(
             weight.data = weight.data.to(model_weight.dtype)
         return replace(session, generator=tuned.cpu())
 
-    return _refined(editor, session, weights, loss, TUNING_RATE, result, progress, cancelled, seconds)
+    schedule = (TUNING_STEPS, TUNING_RATE)
+    return _refined(editor, session, weights, loss, result, schedule, progress, cancelled, seconds)
 
 
 def distance(images: Tensor, targets: Tensor) -> Tensor:
@@ -178,41 +181,44 @@ def _refined(
     editor: Editor,
     session: Session,
     parameters: list[Tensor],
-    loss: Callable[[int], Tensor],
-    rate: float,
+    loss: Callable[[], Tensor],
     result: Callable[[], Session],
+    schedule: tuple[int, float],
     progress: Progress | None,
     cancelled: Callable[[], bool],
     seconds: float,
 ) -> Refinement:
-    """Adam on `loss(step)`, with the best parameters it saw put back; a loss that is not a number ends it."""
-    before, began = closeness(editor, session), time.monotonic()
+    """Adam on `loss`, with the best parameters it saw put back; a loss that is not a number ends it.
+
+    Args: schedule: (steps, highest rate); the rate falls along a cosine.
+    """
+    (steps, rate), before, began = schedule, closeness(editor, session), time.monotonic()
     optimizer = torch.optim.Adam(parameters, rate)
     least, best = math.inf, [parameter.detach().clone() for parameter in parameters]
     taken = 0
-    for step in range(STEPS + 1):  # the last one only looks at what the step before it reached
+    for step in range(steps + 1):  # the last one only looks at what the step before it reached
         if cancelled():
             return Refinement(session, before, before, taken, time.monotonic() - began)
         editor.renderer.wait()
         with torch.enable_grad():
-            value = loss(step)
+            value = loss()
         if not value.isfinite():
             break
         if value.item() < least:
             least = value.item()
             _copy(parameters, best)
         spent = time.monotonic() - began
-        if step == STEPS or spent > seconds:
+        if step == steps or spent > seconds:
             break
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / STEPS)) / 2
+            group["lr"] = rate * min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
         taken = step + 1
         if progress:
             per_step = (time.monotonic() - began) / taken
-            progress(taken, STEPS, min(per_step * (STEPS - taken), max(seconds - spent, 0)))
+            progress(taken, steps, min(per_step * (steps - taken), max(seconds - spent, 0)))
     _copy(best, parameters)
     better = result()
     return Refinement(better, before, closeness(editor, better), taken, time.monotonic() - began)
@@ -245,7 +251,3 @@ def _target(editor: Editor, session: Session) -> Tensor:
 def _offsets(codes: Tensor) -> Tensor:
     """codes [1, L, D] -> the lengths of its offsets from w, [1, L - 1]."""
     return (codes[:, 1:] - codes[:, :1]).norm(dim=2)
-
-
-def _normal(count: int, dim: int) -> Tensor:
-    return torch.randn(count, dim, generator=torch.Generator().manual_seed(0))

@@ -36,7 +36,8 @@ def session(editor: Editor) -> Session:
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refine, "STEPS", 15)
+    for steps in ("CODE_STEPS", "TUNING_STEPS"):
+        monkeypatch.setattr(refine, steps, 15)
 
 
 def offsets(codes: Tensor) -> Tensor:

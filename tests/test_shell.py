@@ -51,7 +51,8 @@ def test_one_photo(tiny, photo, tmp_path, capsys):
 
 
 def test_refining_comes_closer_and_says_how_close(tiny, photo, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("editing.refine.STEPS", 5)
+    for steps in ("CODE_STEPS", "TUNING_STEPS"):
+        monkeypatch.setattr(f"editing.refine.{steps}", 5)
     assert main([str(photo), "--out", str(tmp_path / "as_it_is")]) == 0
     assert main([str(photo), "--refine", "generator", "--out", str(tmp_path / "closer")]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "refined" in line]
