@@ -68,7 +68,7 @@ class Editor:
         """
         self.model = model
         self.renderer = Renderer(model)
-        self._tuned: dict[int, tuple[ref, Renderer]] = {}  # by id of the session, the one seen last is last
+        self._tuned: dict[int, tuple[ref, Renderer]] = {}  # by id of the generator, the one seen last is last
         self._lock = threading.Lock()
         self.notice = ""
         if directions is None:
@@ -141,10 +141,10 @@ class Editor:
         return alignment.paste_back(session.photo, picture, session.crop, unedited, region, feather)
 
     def _renderer(self, session: Session) -> Renderer:
-        """The one that all share, or one for this session's generator, which goes with the session."""
+        """The one that all share, or one for this session's generator, which goes with the session first seen."""
         if session.generator is None:
             return self.renderer
-        key = id(session)
+        key = id(session.generator)  # copies of a session share it, such as one pasted into another photo
         with self._lock:
             kept = self._tuned.pop(key, None)
             kept = kept or (ref(session, lambda _: self._tuned.pop(key, None)), Renderer(self.model_of(session)))
