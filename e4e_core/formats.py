@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from e4e_core.models.e4e import DTYPES, E4E, FFHQ_TEMPLATE
+from e4e_core.models.e4e import DTYPES, E4E, FFHQ_TEMPLATE, PASSES
 from e4e_core.models.encoder import Encoder, EncoderConfig
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
 from errors import ModelError
@@ -27,7 +27,16 @@ from errors import ModelError
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
 PARTS = {"generator": GeneratorConfig, "encoder": EncoderConfig}
-ENCODER_KINDS = {"Encoder4Editing": "e4e", "GradualStyleEncoder": "psp", "SingleStyleCodeEncoder": "w"}
+ENCODER_TYPES = {  # published name -> kind, trunk, channels of the input
+    "Encoder4Editing": ("e4e", "irse", 3),
+    "GradualStyleEncoder": ("psp", "irse", 3),
+    "SingleStyleCodeEncoder": ("w", "irse", 3),
+    "ProgressiveBackboneEncoder": ("e4e", "irse", 6),  # ReStyle's
+    "ResNetProgressiveBackboneEncoder": ("e4e", "resnet", 6),
+    "BackboneEncoder": ("psp", "irse", 6),
+    "ResNetBackboneEncoder": ("psp", "resnet", 6),
+}
+RESNET_STEM = {"conv1": "input_layer.0", "bn1": "input_layer.1", "relu": "input_layer.2"}  # published: here
 FACE_DATA_SETS = ("ffhq", "celeb")  # how the published `dataset_type`s of faces begin
 REFUSED = re.compile(r"GLOBAL ([\w.]+)")  # how torch.load names what it will not import
 
@@ -68,7 +77,7 @@ def from_published(content: Mapping[str, Any], name: str) -> E4E:
     try:
         opts = content["opts"]
         opts = opts if isinstance(opts, Mapping) else vars(opts)
-        state = dict(content["state_dict"])
+        state = _renamed(content["state_dict"], RESNET_STEM)
         generator, encoder = _published_shape(state, opts)
         domain = str(opts.get("dataset_type", ""))
         template = opts.get("template", FFHQ_TEMPLATE if domain.startswith(FACE_DATA_SETS) else None)
@@ -77,6 +86,7 @@ def from_published(content: Mapping[str, Any], name: str) -> E4E:
             "template": template and tuple(template),
             "aspect": tuple(opts.get("aspect", (4, 3) if domain.startswith("cars") else (1, 1))),
             "start_from_latent_avg": bool(opts.get("start_from_latent_avg", True)),
+            "passes": int(opts.get("n_iters_per_batch", PASSES)),
         }
         latent_avg = content.get("latent_avg")
         shape = (generator.num_layers, generator.latent_dim)
@@ -96,8 +106,9 @@ def from_published(content: Mapping[str, Any], name: str) -> E4E:
 
 def _published_shape(state: Mapping[str, Tensor], opts: Mapping[str, Any]) -> tuple[GeneratorConfig, EncoderConfig]:
     """Kind of encoder from the settings, every width from the tensors; the settings' resolution must be theirs."""
-    if opts["encoder_type"] not in ENCODER_KINDS:
-        raise ValueError(f"encoder_type {opts['encoder_type']} is none of {', '.join(ENCODER_KINDS)}")
+    if opts["encoder_type"] not in ENCODER_TYPES:
+        raise ValueError(f"encoder_type {opts['encoder_type']} is none of {', '.join(ENCODER_TYPES)}")
+    kind, trunk, inputs = ENCODER_TYPES[opts["encoder_type"]]
 
     def count(pattern: str) -> int:
         return sum(re.fullmatch(pattern, key) is not None for key in state)
@@ -107,24 +118,35 @@ def _published_shape(state: Mapping[str, Tensor], opts: Mapping[str, Any]) -> tu
     size = opts.get("stylegan_size") or opts["output_size"]
     if generator.resolution != size:
         raise ValueError(f"the settings name a generator of {size} px, the tensors are one of {generator.resolution}")
-    blocks = count(r"encoder\.body\.\d+\.res_layer\.1\.weight")
-    widths = [state[f"encoder.body.{block}.res_layer.1.weight"].shape[0] for block in range(blocks)]
+    conv = "res_layer.1" if trunk == "irse" else "conv1"
+    blocks = count(rf"encoder\.body\.\d+\.{re.escape(conv)}\.weight")
+    widths = [state[f"encoder.body.{block}.{conv}.weight"].shape[0] for block in range(blocks)]
     stages = [(width, len(list(group))) for width, group in groupby(widths)]
     shape = {
-        "kind": ENCODER_KINDS[opts["encoder_type"]],
+        "kind": kind,
+        "trunk": trunk,
+        "inputs": inputs,
         "num_layers": generator.num_layers,
         "latent_dim": generator.latent_dim,
         "stem": state["encoder.input_layer.0.weight"].shape[0],
         "stages": tuple(width for width, _ in stages),
         "blocks": tuple(length for _, length in stages),
     }
-    if shape["kind"] != "w":
+    if kind != "w":
         halvings = [count(rf"encoder\.styles\.{i}\.convs\.\d+\.weight") for i in range(generator.num_layers)]
         shape["coarse"] = halvings.count(halvings[0])
         shape["middle"] = halvings.count(halvings[0] + 1)
         shape["input_size"] = 2 ** (halvings[0] + len(stages))
-        shape["pyramid"] = state["encoder.latlayer1.weight"].shape[0]
+        shape["pyramid"] = state["encoder.styles.0.convs.0.weight"].shape[0]
     return generator, EncoderConfig(**shape)
+
+
+def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors with the beginnings of the encoder's keys replaced: `encoder.conv1.*` -> `encoder.input_layer.0.*`."""
+    for before, after in names.items():
+        start = f"encoder.{before}."
+        state = {key.replace(start, f"encoder.{after}.") if key.startswith(start) else key: state[key] for key in state}
+    return dict(state)
 
 
 def export_published(model: E4E, path: str | Path) -> None:
@@ -134,9 +156,14 @@ def export_published(model: E4E, path: str | Path) -> None:
     """
     state = {key: _stored(value, torch.float32) for key, value in model.state_dict().items()}
     latent_avg = state.pop("latent_avg")
-    kinds = {kind: published for published, kind in ENCODER_KINDS.items()}
+    shape = model.encoder.config
+    if shape.trunk == "resnet":
+        state = _renamed(state, {here: published for published, here in RESNET_STEM.items()})
+    types = {values: published for published, values in ENCODER_TYPES.items()}
     opts = {
-        "encoder_type": kinds[model.encoder.config.kind],
+        "encoder_type": types[shape.kind, shape.trunk, shape.inputs],
+        "input_nc": shape.inputs,
+        "n_iters_per_batch": model.passes,
         "stylegan_size": model.resolution,
         "dataset_type": f"{model.name}_encode",
         "start_from_latent_avg": model.start_from_latent_avg,
@@ -162,6 +189,7 @@ def save_model(model: E4E, folder: str | Path, dtype: str = "float32") -> None:
         "template": model.template,
         "aspect": model.aspect,
         "start_from_latent_avg": model.start_from_latent_avg,
+        "passes": model.passes,
         "num_deltas": model.encoder.num_deltas,
         "generator": asdict(model.decoder.config),
         "encoder": asdict(model.encoder.config),
@@ -185,6 +213,7 @@ def read_folder(folder: Path) -> E4E:
             "template": config["template"] and tuple(config["template"]),
             "aspect": tuple(config["aspect"]),
             "start_from_latent_avg": config["start_from_latent_avg"],
+            "passes": config.get("passes", PASSES),
         }
         state = load_file(folder / WEIGHTS)
         model = _build(generator, encoder, config["num_deltas"], settings, state)

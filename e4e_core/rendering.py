@@ -207,6 +207,11 @@ class Renderer:
             owner = owner if len(codes) == 1 else None
             return torch.cat([self._one(code.cpu().float(), side, owner) for code in codes])
 
+    def wait(self) -> None:
+        """Return once no picture is being rendered: for long work, which gives way to pictures between its steps."""
+        with self._lock:
+            pass
+
     def _prepare(self) -> None:
         """What is the same for all pictures: scaled weights of the styles, noise, and the workspace."""
         decoder = self.model.decoder

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from errors import E4EError, PhotoError
 
 if TYPE_CHECKING:
-    from editing import Editor
+    from editing import Editor, Session
 
 SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # taken from folders
 
@@ -51,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--face", type=int, default=0, metavar="N", help="which face, 0 is the clearest (default)")
     command.add_argument("--fidelity", type=float, default=1.0, help="0 most editable … 1 most faithful (default)")
+    command.add_argument(
+        "--refine",
+        choices=("codes", "generator"),
+        help="come closer to the photo: optimise its codes; or these, then a copy of the generator (slower, closest)",
+    )
     command.add_argument("--list", action="store_true", help="print the model's directions and their ranges, and stop")
     return command
 
@@ -101,19 +107,39 @@ def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[s
     settings = {"model": editor.model.name, "edits": dict(strengths), "fidelity": options.fidelity}
     settings |= {"face": options.face, "pasted": options.paste}
     settings |= {"only": options.only} if options.paste else {}
+    settings |= {"refined": options.refine} if options.refine else {}
     jobs = own_share(jobs_of(photos, options.out))
     todo = [job for job in jobs if not is_done(job, settings)]
     if len(todo) < len(jobs):
         print(
             f"{len(jobs) - len(todo)} photos have been edited like this before; what is there stays.", file=sys.stderr
         )
-    order = Order(strengths, options.fidelity, options.face, options.paste, options.only)
+    closer = partial(refined, editor, tune=options.refine == "generator") if options.refine else None
+    order = Order(strengths, options.fidelity, options.face, options.paste, options.only, closer)
     for job, error in tqdm(edit_photos(editor, todo, order, settings), total=len(todo), unit="photo", disable=None):
         if error is None:
             tqdm.write(str(job.target))
         else:
             failed += report(job.photo, error)
     return SOME_FAILED if failed else DONE
+
+
+def refined(editor: "Editor", session: "Session", photo: Path, tune: bool) -> "Session":
+    """The session closer to its photo; one line on stderr per stage says how close it came."""
+    from editing import refine
+
+    stages = {"codes": refine.refine_codes, "generator": refine.tune_generator}
+    for name in ("codes", "generator") if tune else ("codes",):
+        with tqdm(desc=f"refining {name}", unit="step", leave=False, disable=None) as bar:
+
+            def tell(_: int, total: int, __: float, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update()
+
+            done = stages[name](editor, session, tell)
+        tqdm.write(f"{photo}: refined {name}: {done}", file=sys.stderr)
+        session = done.session
+    return session
 
 
 def report(path: Path, error: Exception) -> int:

@@ -1,9 +1,12 @@
 """From a photo to an edited photo: open it once, render it for every move of a slider, paste the result back."""
 
+import copy
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+from weakref import ref
 
 import torch
 from PIL import Image
@@ -18,17 +21,22 @@ from errors import DownloadError
 
 if TYPE_CHECKING:
     from e4e_core.models.e4e import E4E
+    from e4e_core.models.stylegan2 import Generator
+
+READY = 2  # tuned generators that are kept ready to render, those of the sessions seen last
 
 
 @dataclass(frozen=True, eq=False)
 class Session(CutOut):
-    """An opened photo: everything that rendering and pasting need, and no model.
+    """An opened photo: everything that rendering and pasting need, and no model that others share.
 
     Attributes:
         codes: float32 [1, L, D] on the CPU.
+        generator: the one that `refine.tune_generator` tuned for this photo, on the CPU; None is the model's.
     """
 
     codes: Tensor
+    generator: "Generator | None" = None
 
 
 class Editor:
@@ -50,6 +58,8 @@ class Editor:
         """
         self.model = model
         self.renderer = Renderer(model)
+        self._tuned: dict[int, tuple[ref, Renderer]] = {}  # by id of the generator, the one seen last is last
+        self._lock = threading.Lock()
         self.notice = ""
         if directions is None:
             try:
@@ -100,15 +110,24 @@ class Editor:
         Raises: DirectionError for unknown directions and impossible strengths or fidelity.
         """
         codes = self.directions.edit_codes(session.codes, strengths, fidelity)
-        image = self.renderer.render(codes, size, owner=session)  # [1, 3, R, R]
-        return to_picture(_content(image, self.model.aspect))
+        image = self._renderer(session).render(codes, size, owner=session)  # [1, 3, R, R]
+        return to_picture(content(image, self.model.aspect))
+
+    def model_of(self, session: Session) -> "E4E":
+        """The model, or for a session with a generator of its own the model with that one, on the same device."""
+        if session.generator is None:
+            return self.model
+        generator, device = session.generator, self.model.device
+        return self.model.with_generator(generator if device.type == "cpu" else copy.deepcopy(generator).to(device))
 
     def render_all(
         self, sessions: Sequence[Session], strengths: Mapping[str, float], fidelity: float = 1.0
     ) -> list[Image.Image]:
         """The same edits of several sessions at full size, in one batch where the device gains by it; as `render`."""
+        if any(session.generator for session in sessions):
+            return [self.render(session, strengths, fidelity) for session in sessions]
         codes = self.directions.edit_codes(torch.cat([session.codes for session in sessions]), strengths, fidelity)
-        return [to_picture(_content(image[None], self.model.aspect)) for image in self.renderer.render(codes)]
+        return [to_picture(content(image[None], self.model.aspect)) for image in self.renderer.render(codes)]
 
     def paste(
         self,
@@ -128,8 +147,21 @@ class Editor:
         unedited = self.render(session, {}, fidelity)
         return alignment.paste_back(session.photo, picture, session.crop, unedited, region, feather)
 
+    def _renderer(self, session: Session) -> Renderer:
+        """The one that all share, or one for this session's generator, which goes with the session first seen."""
+        if session.generator is None:
+            return self.renderer
+        key = id(session.generator)  # copies of a session share it, such as one pasted into another photo
+        with self._lock:
+            kept = self._tuned.pop(key, None)
+            kept = kept or (ref(session, lambda _: self._tuned.pop(key, None)), Renderer(self.model_of(session)))
+            self._tuned[key] = kept
+            for old in list(self._tuned)[:-READY]:
+                self._tuned.pop(old, None)
+        return kept[1]
 
-def _content(image: Tensor, aspect: tuple[int, int]) -> Tensor:
+
+def content(image: Tensor, aspect: tuple[int, int]) -> Tensor:
     """[n, 3, R, R] -> its largest centred part of the ratio `aspect`: cars fill rows 64 … 448 of 512."""
     side = image.shape[-1]
     width, height = side * aspect[0] // max(aspect), side * aspect[1] // max(aspect)

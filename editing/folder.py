@@ -21,7 +21,7 @@ from PIL import Image
 
 from alignment import Crop, CutOut, Region, cut_out, paste_back
 from editing.export import save_png
-from errors import E4EError, PhotoError
+from errors import PhotoError
 
 if TYPE_CHECKING:
     from editing.editor import Editor, Session
@@ -106,12 +106,11 @@ def edit_photos(
         while few := list(islice(cut, BATCH)):
             yield from ((job, part) for job, part in few if isinstance(part, Exception))
             good = [(job, part) for job, part in few if not isinstance(part, Exception)]
-            try:
-                finished = _render(editor, good, order)
-            except E4EError as error:
-                yield from ((job, error) for job, _ in good)
-                continue
-            for (job, _), (session, picture, unedited) in zip(good, finished, strict=True):
+            for job, done in _render_all(editor, good, order):
+                if isinstance(done, Exception):
+                    yield job, done
+                    continue
+                session, picture, unedited = done
                 photo = session.photo if order.paste else None
                 work = (_write, picture, photo, unedited, session.crop, order.region, job.target, settings)
                 writing.append((job, workers.submit(*work)))
@@ -121,10 +120,21 @@ def edit_photos(
             yield _answer(*writing.popleft())
 
 
+def _render_all(
+    editor: "Editor", parts: list[tuple[Job, CutOut]], order: Order
+) -> "list[tuple[Job, tuple[Session, Image.Image, Image.Image | None] | Exception]]":
+    """Each job with its session, edited picture and, if it is to be pasted, unedited one, or with what failed it."""
+    try:
+        return list(zip([job for job, _ in parts], _render(editor, parts, order), strict=True))
+    except Exception as error:
+        if len(parts) == 1:
+            return [(parts[0][0], error)]
+        return [answer for part in parts for answer in _render_all(editor, [part], order)]
+
+
 def _render(
     editor: "Editor", parts: list[tuple[Job, CutOut]], order: Order
 ) -> "list[tuple[Session, Image.Image, Image.Image | None]]":
-    """(session, edited picture, unedited picture if it is to be pasted) of each."""
     if not parts:
         return []
     sessions = editor.encode([part for _, part in parts])

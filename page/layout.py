@@ -45,6 +45,9 @@ class Layout:
     def _lay_out_bank(self, name: str) -> None:
         raise NotImplementedError
 
+    def _lay_out_refining(self) -> None:
+        raise NotImplementedError
+
     def _lay_out_photo(self) -> None:
         self.photo = gr.Image(
             label="Photo",
@@ -136,6 +139,7 @@ class Layout:
                     "Load settings", size="sm", file_types=[".json", ".png"], elem_id="load-settings"
                 )
             self.save_grid = gr.Button("Download a −/0/+ grid", size="sm", elem_id="save-grid")
+        self._lay_out_refining()
         with gr.Row(elem_id="steps"):
             self.undo = gr.Button("Undo", interactive=False, elem_id="undo")
             self.redo = gr.Button("Redo", interactive=False, elem_id="redo")

@@ -20,7 +20,6 @@ from editing import Session
 from editing.export import save_png
 from errors import E4EError, PhotoError
 from page.api import offer
-from page.layout import Layout
 from page.parts import (
     FIELD,
     LONGEST,
@@ -33,6 +32,7 @@ from page.parts import (
     zeros,
 )
 from page.presets import Edits, built_in, edits_within, keep, own, read_settings
+from page.refining import Refining
 from page.studio import Visit, label, milliseconds
 
 VIEWS = ("face", "compare", "photo")  # the tabs, in order
@@ -64,7 +64,7 @@ def uploaded(file: Any, folder: str) -> Path | io.BytesIO:
     raise PhotoError("What the browser sent is not a file it uploaded; choose the file again.")
 
 
-class Page(Layout):
+class Page(Refining):
     """One gr.Blocks with its handlers. A handler returns {component: value}; components it leaves out stay as is."""
 
     def _lay_out_bank(self, name: str) -> None:
@@ -161,6 +161,7 @@ class Page(Layout):
             button.click(handle(save), [self.visit], [self.visit, self.file, self.status], **work).success(
                 fn=None, js="() => window.downloadReady()"
             )
+        self._wire_refining(shown, RENDERING, RAW)
         self.blocks.unload(self.forget)
         offer(self.studio, self.start)
 
@@ -414,7 +415,8 @@ class Page(Layout):
         }
 
     def forget(self, request: gr.Request) -> None:
-        """The page was closed: its photo goes at once, not after Gradio's hour."""
+        """The page was closed: its photo goes at once, not after Gradio's hour, and nothing is refined any more."""
+        self.stop_refining(request)
         self.blocks.state_holder.delete_state(request.session_hash)
 
 

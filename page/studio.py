@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from PIL import Image, ImageDraw, ImageFont
 
 from e4e_core.checkpoints import load_model, registry
 from editing import Editor, Session
+from editing.refine import Progress, Refinement, refine_codes, tune_generator
 from errors import ModelError, PhotoError
 from page.presets import Edits, edits_within
 
@@ -18,6 +20,8 @@ PREVIEW = 256  # pixels; what follows the hand where full pictures would lag beh
 SLOW = 120  # ms; full pictures that take longer are preceded by previews
 MODELS = 3  # models kept in memory; a published one needs more than a gigabyte
 STEPS = 100  # edits that can be undone
+TUNED_BYTES = 2 * 2**30  # of all tuned generators together, each of which goes with its page
+LENT_SECONDS = 12  # a refinement may take on a GPU that is lent by the call
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,13 @@ class Studio:
         def lay(name: str, session: Session, picture: Image.Image, fidelity: float) -> Image.Image:
             return self._editors[name].paste(session, picture, fidelity)
 
+        def refine(name: str, session: Session, tune: bool, seconds: float, *watch: Callable) -> Refinement:
+            improve = tune_generator if tune else refine_codes
+            return improve(self._editors[name], session, *watch, seconds=seconds)
+
         self._encode, self._draw, self._lay = on_gpu(encode), on_gpu(draw), on_gpu(lay)
+        self._refine = on_gpu(refine)
+        self._tuned = WeakSet()
 
     def __contains__(self, name: str) -> bool:
         """Whether a model is loaded."""
@@ -141,6 +151,30 @@ class Studio:
             backdrop = self._lay(visit.model, replace(other, photo=photo), picture, past.edits.fidelity)
         changed = {"session": session, "history": history, "edits": history.edits, "others": others}
         return replace(visit, **changed, backdrop=backdrop, full=None)
+
+    def refine(
+        self, visit: Visit, tune: bool, seconds: float, progress: Progress, cancelled: Callable[[], bool]
+    ) -> Refinement:
+        """`refine_codes`, or `tune_generator`, for the visit's session; the visit itself stays as it is.
+
+        Where a GPU is lent by the call, nobody is told of the progress, and cancelling waits for the end.
+        Raises: ModelError if the tuned generators of all pages have used up their memory.
+        """
+        self.editor(visit.model)
+        if tune and sum(p.nbytes for generator in self._tuned for p in generator.parameters()) > TUNED_BYTES:
+            raise ModelError("Too many photos are being refined this far here; use Refine, or try again later.")
+        watch = (progress, cancelled) if self.live else ()
+        seconds = seconds if self.live else min(seconds, LENT_SECONDS)
+        refined = self._refine(visit.model, visit.session, tune, seconds, *watch)
+        if refined.session.generator is not None:
+            self._tuned.add(refined.session.generator)
+        return refined
+
+    def refined(self, visit: Visit, session: Session | None = None) -> Visit:
+        """The visit with a refined session, or with the encoder's answer again (None)."""
+        self.editor(visit.model)
+        session = session or self._encode(visit.model, None, visit.session.face, visit.session)
+        return replace(visit, session=session, full=None)
 
     def move(self, visit: Visit, strengths: Mapping[str, Any], fidelity: Any, rest: bool) -> Visit:
         """The visit with its sliders elsewhere; `rest` makes that a step which can be undone."""

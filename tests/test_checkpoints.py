@@ -189,7 +189,7 @@ def test_broken_folders_are_sentences(model: E4E, tmp_path: Path):
 def test_unknown_names_list_the_known_ones(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path)
     (tmp_path / "registry.toml").write_text((Path(__file__).parents[1] / "checkpoints/registry.toml").read_text())
-    with pytest.raises(ModelError, match="no model 'lions'; use demo, ffhq, cars, horse, church, a published"):
+    with pytest.raises(ModelError, match="no model 'lions'; use demo, ffhq, cars, horse, church, restyle, a published"):
         load("lions")
     with pytest.raises(ModelError, match="There is no file or folder /nowhere/model"):
         load("/nowhere/model")

@@ -55,7 +55,7 @@ def address(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         port = free.getsockname()[1]
     temporary = tmp_path_factory.mktemp("gradio")
     command = [sys.executable, "-c", START, "--model", str(model_folder), "--port", str(port)]
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(temporary)}
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(temporary), "E4E_REFINE_SECONDS": "30"}
     log = temporary.parent / "page.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
@@ -345,6 +345,27 @@ def test_undo_and_redo_by_button_and_keyboard(page):
     page.locator("#redo").click()
     assert settled(page, "Smile +2, Age +1") == both
     expect(page.locator("#redo")).to_be_disabled()
+
+
+def test_refining_comes_closer_is_cancelled_and_goes_back(page):
+    encoded = source(page)
+    page.locator("#closer .label-wrap").click()
+    page.locator("#refine").click()
+    expect(page.locator("#status")).to_contain_text(re.compile(r"Refined in [\d.]+ s: PSNR [\d.]+ → [\d.]+ dB"))
+    refined = source(page)
+    assert refined != encoded
+    number(page, "Smile").fill("1")
+    assert settled(page, "Smile +1") != refined
+    page.locator("#refine-more").click()
+    page.locator("#cancel-refining").click()
+    expect(page.locator("#status")).to_contain_text("Cancelled; the picture is as it was.")
+    page.locator("#refine-more").click()
+    number(page, "Smile").fill("0")  # meanwhile: neither loses what the other did
+    expect(page.locator("#status")).to_contain_text(re.compile("Refined in"))
+    expect(number(page, "Smile")).to_have_value("0")
+    assert source(page) not in (refined, encoded)
+    page.locator("#unrefine").click()
+    assert settled(page, "Back to the inversion.") == encoded
 
 
 def test_presets_are_applied_kept_by_the_browser_and_deleted(visit):

@@ -53,6 +53,19 @@ def test_one_photo(tiny, photo, tmp_path, capsys):
     assert b"SecretCamera" not in (out / "photo_edited.png").read_bytes()
 
 
+def test_refining_comes_closer_and_says_how_close(tiny, photo, tmp_path, capsys, monkeypatch):
+    for steps in ("CODE_STEPS", "TUNING_STEPS"):
+        monkeypatch.setattr(f"editing.refine.{steps}", 5)
+    assert main([str(photo), "--out", str(tmp_path / "as_it_is")]) == 0
+    assert main([str(photo), "--refine", "generator", "--out", str(tmp_path / "closer")]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "refined" in line]
+    assert [line.split(": ")[1] for line in lines] == ["refined codes", "refined generator"]
+    assert all(" dB → " in line and "(5 steps, " in line for line in lines)
+    as_it_is, closer = (Image.open(tmp_path / name / "photo_edited.png") for name in ("as_it_is", "closer"))
+    assert as_it_is.tobytes() != closer.tobytes()
+    assert json.loads(closer.text["Settings"])["refined"] == "generator"
+
+
 def test_a_model_folder_brings_its_directions(photo, tmp_path):
     model = tiny_model(template=None)
     save_model(model, tmp_path / "model")

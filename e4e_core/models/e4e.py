@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from e4e_core.models.encoder import Encoder
 from e4e_core.models.ops import ModulatedConv2d
@@ -12,6 +13,7 @@ from errors import ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FFHQ_TEMPLATE = (0.1, 1.0)
+PASSES = 5  # of ReStyle's encoders, as they were trained
 
 
 class E4E(nn.Module):
@@ -25,6 +27,7 @@ class E4E(nn.Module):
         resolution, num_layers, latent_dim, input_size: R, L, D, S of the shapes below.
         template: (centre, scale) of the crop around a face, see `alignment.align`; None is a domain without faces.
         aspect: (width, height) ratio of the content inside the square picture.
+        passes: how often a ReStyle encoder looks at a picture; others look once.
         name: what the model is called in the registry, or its file's name.
         folder: where it was loaded from, if its files lie in a folder of their own.
         precision: "float32", "bfloat16" or "float16".
@@ -40,8 +43,11 @@ class E4E(nn.Module):
         template: tuple[float, float] | None = FFHQ_TEMPLATE,
         aspect: tuple[int, int] = (1, 1),
         start_from_latent_avg: bool = True,
+        passes: int = PASSES,
     ):
         super().__init__()
+        if not 1 <= passes <= 100:
+            raise ModelError(f"A ReStyle encoder makes 1 to 100 passes, not {passes}; {PASSES} are usual.")
         layers, dim = decoder.config.num_layers, decoder.config.latent_dim
         if (encoder.config.num_layers, encoder.config.latent_dim) != (layers, dim):
             raise ModelError(
@@ -57,6 +63,7 @@ class E4E(nn.Module):
         self.template = template
         self.aspect = aspect
         self.start_from_latent_avg = start_from_latent_avg
+        self.passes = passes
         self.folder: Path | None = None
         self.precision = "float32"
 
@@ -94,8 +101,22 @@ class E4E(nn.Module):
         if images.dim() != 4 or images.shape[1] != 3 or tuple(images.shape[2:]) not in sizes:
             allowed = " or ".join(f"[n, 3, {height}, {width}]" for height, width in sorted(sizes))
             raise ValueError(f"invert takes pictures of shape {allowed}, not {list(images.shape)}; resize them first.")
-        codes = self.encoder(images.to(self.device))  # [n, L, D]
+        images = images.to(self.device)
+        if self.encoder.config.inputs == 6:
+            return self._invert_in_passes(images)
+        codes = self.encoder(images)  # [n, L, D]
         return codes + self.latent_avg if self.start_from_latent_avg else codes
+
+    def _invert_in_passes(self, images: Tensor) -> Tensor:
+        """ReStyle (Alaluf et al. 2021, eq. 2–4): from the average on, each pass adds what the one before lacks."""
+        codes = self.latent_avg.expand(len(images), -1, -1)
+        height, width = images.shape[2:]
+        rows = self.resolution * height // width  # the others hold nothing
+        for _ in range(self.passes):
+            pictures = self.synthesize(codes).narrow(2, (self.resolution - rows) // 2, rows)  # [n, 3, rows, R]
+            reconstructions = F.adaptive_avg_pool2d(pictures, (height, width))
+            codes = codes + self.encoder(torch.cat([images.float(), reconstructions], 1))  # [n, L, D]
+        return codes
 
     def synthesize(self, codes: Tensor, size: int | None = None) -> Tensor:
         """Latent codes to pictures, with the generator's fixed noise: the same codes give the same picture.
@@ -121,6 +142,18 @@ class E4E(nn.Module):
     def map(self, z: Tensor) -> Tensor:
         """The mapping network: normal float32 [n, D] -> w, float32 [n, D]."""
         return self.decoder.map(z.to(self.device, torch.float32))
+
+    def with_generator(self, decoder: Generator) -> "E4E":
+        """The same encoder and centre of W with another generator of the same shape, such as one tuned for a photo.
+
+        The precision is that of the generator's weights. Raises: ModelError if the shapes differ.
+        """
+        names = ("name", "template", "aspect", "start_from_latent_avg", "passes")
+        other = E4E(self.encoder, decoder, self.latent_avg, **{name: getattr(self, name) for name in names})
+        dtype = decoder.input.input.dtype
+        other.precision = next(name for name, known in DTYPES.items() if known == dtype)
+        other.folder = self.folder
+        return other.train(self.training)
 
     def set_precision(self, precision: str) -> "E4E":
         """Cast the weights, once, so that feature maps are computed in `precision`.

@@ -1,4 +1,8 @@
-"""Encoders from a picture to the generator's latent codes: e4e (Tov et al. 2021), pSp (Richardson et al. 2021)."""
+"""Encoders from a picture to the generator's latent codes: e4e (Tov et al. 2021), pSp (Richardson et al. 2021).
+
+Those of ReStyle (Alaluf et al. 2021) see six channels, the picture and its reconstruction so far, and all their heads
+read the last stage; `E4E.invert` makes their passes.
+"""
 
 from dataclasses import dataclass
 
@@ -10,6 +14,7 @@ from e4e_core.models import irse
 from e4e_core.models.ops import EqualLinear
 
 KINDS = ("e4e", "psp", "w")
+TRUNKS = {"irse": (irse.input_layer, irse.body), "resnet": (irse.resnet_input_layer, irse.resnet_body)}
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,14 @@ class EncoderConfig:
     pyramid: int = 512  # channels of the feature pyramid and of the heads
     coarse: int = 3  # heads that read the last stage
     middle: int = 4  # heads that read the stage before; the others read the one before that
+    inputs: int = 3  # channels of the input; 6 is a ReStyle encoder
+    trunk: str = "irse"  # or "resnet", ReStyle's for other things than faces
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
+        if self.inputs not in (3, 6) or self.trunk not in TRUNKS:
+            raise ValueError(f"inputs {self.inputs} must be 3 or 6, and trunk {self.trunk!r} {' or '.join(TRUNKS)}")
         if len(self.stages) != len(self.blocks) or len(self.stages) < 3:
             raise ValueError(f"stages {self.stages} and blocks {self.blocks} must be equally many, at least three")
 
@@ -66,8 +75,9 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
-        self.input_layer = irse.input_layer(config.stem)
-        self.body = irse.body(config.stem, config.stages, config.blocks)
+        input_layer, body = TRUNKS[config.trunk]
+        self.input_layer = input_layer(config.stem, config.inputs)
+        self.body = body(config.stem, config.stages, config.blocks)
         self._taps = irse.stage_ends(config.blocks)[-3:]
         if config.kind == "w":
             self.linear = EqualLinear(config.stages[-1], config.latent_dim)
@@ -76,8 +86,9 @@ class Encoder(nn.Module):
             self.styles = nn.ModuleList(heads)
             if config.stages[-1] != config.pyramid:
                 self.latlayer0 = nn.Conv2d(config.stages[-1], config.pyramid, 1)
-            self.latlayer1 = nn.Conv2d(config.stages[-2], config.pyramid, 1)
-            self.latlayer2 = nn.Conv2d(config.stages[-3], config.pyramid, 1)
+            if config.coarse < config.num_layers:  # else there is no pyramid
+                self.latlayer1 = nn.Conv2d(config.stages[-2], config.pyramid, 1)
+                self.latlayer2 = nn.Conv2d(config.stages[-3], config.pyramid, 1)
         self._num_deltas = config.num_layers - 1
 
     @property
@@ -91,7 +102,7 @@ class Encoder(nn.Module):
         self._num_deltas = int(value)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, 3, S, S] (or a shorter height or width), RGB in [-1, 1] -> float32 [n, L, D] without the mean latent."""
+        """[n, inputs, S, S] (or a shorter side), RGB in [-1, 1] -> float32 [n, L, D] without the mean latent."""
         taps = self._features(images.to(self.input_layer[0].weight.dtype))
         layers = self.config.num_layers
         if self.config.kind == "psp":

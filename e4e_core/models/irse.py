@@ -1,4 +1,4 @@
-"""The IR-SE residual trunk (ArcFace, Deng et al. 2019; squeeze and excitation, Hu et al. 2018)."""
+"""Residual trunks: IR-SE (ArcFace, Deng et al. 2019; squeeze and excitation, Hu et al. 2018), and ResNet's."""
 
 from itertools import accumulate
 
@@ -45,9 +45,10 @@ class Bottleneck(nn.Module):
         return self.res_layer(x) + self.shortcut_layer(x)
 
 
-def input_layer(channels: int) -> nn.Sequential:
-    """The stem: RGB [n, 3, h, w] -> [n, channels, h, w]."""
-    return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.PReLU(channels))
+def input_layer(channels: int, inputs: int = 3) -> nn.Sequential:
+    """The stem: [n, inputs, h, w] -> [n, channels, h, w]."""
+    conv = nn.Conv2d(inputs, channels, 3, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.PReLU(channels))
 
 
 def body(stem: int, stages: tuple[int, ...], blocks: tuple[int, ...]) -> nn.Sequential:
@@ -56,6 +57,28 @@ def body(stem: int, stages: tuple[int, ...], blocks: tuple[int, ...]) -> nn.Sequ
     for width, count in zip(stages, blocks, strict=True):
         for index in range(count):
             layers.append(Bottleneck(channels, width, stride=2 if index == 0 else 1))
+            channels = width
+    return nn.Sequential(*layers)
+
+
+def resnet_input_layer(channels: int, inputs: int) -> nn.Sequential:
+    """The stem of `resnet_body`: [n, inputs, h, w] -> [n, channels, h/2, w/2]."""
+    conv = nn.Conv2d(inputs, channels, 7, stride=2, padding=3, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.PReLU(channels))
+
+
+def resnet_body(stem: int, stages: tuple[int, ...], blocks: tuple[int, ...]) -> nn.Sequential:
+    """As `body`, of ResNet's basic blocks (He et al. 2016); the first stage keeps height and width."""
+    from torchvision.models.resnet import BasicBlock  # here, because few encoders have such a trunk
+
+    layers, channels = [], stem
+    for stage, (width, count) in enumerate(zip(stages, blocks, strict=True)):
+        for index in range(count):
+            stride = 2 if stage and index == 0 else 1
+            shortcut = None
+            if stride > 1 or channels != width:
+                shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            layers.append(BasicBlock(channels, width, stride, shortcut))
             channels = width
     return nn.Sequential(*layers)
 
