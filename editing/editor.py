@@ -1,5 +1,6 @@
 """From a photo to an edited photo: open it once, render it for every move of a slider, paste the result back."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,13 @@ from alignment import Crop, Face
 from e4e_core.images import to_picture, to_tensor
 from e4e_core.rendering import Renderer
 from editing.directions import Direction, DirectionSet, directions_for
+from editing.mixing import Mix
 from errors import DownloadError, PhotoError
 
 if TYPE_CHECKING:
     from e4e_core.models.e4e import E4E
+
+NOTHING = Mix()  # of a second photo
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,20 +93,41 @@ class Editor:
         """The same photo with another of its faces, without searching it again. Raises PhotoError if not there."""
         return self._encode(session.photo, session.faces, face)
 
+    def with_directions(self, directions: Mapping[str, Direction]) -> "Editor":
+        """The same model with other sliders; it shares all memory. Raises DirectionError if they do not fit."""
+        other = copy.copy(self)
+        other.directions = DirectionSet(directions)
+        other.directions.check_fits(self.model.num_layers, self.model.latent_dim)
+        return other
+
     def render(
-        self, session: Session, strengths: Mapping[str, float], fidelity: float = 1.0, size: int | None = None
+        self,
+        session: Session,
+        strengths: Mapping[str, float],
+        fidelity: float = 1.0,
+        size: int | None = None,
+        second: Session | None = None,
+        mix: Mix = NOTHING,
     ) -> Image.Image:
         """The edited picture, always computed from the codes of the photo itself.
 
         Args:
             strengths: name -> strength in the direction's own range; missing ones are 0, the identity.
-            fidelity: 0 the single w (most editable) … 1 the encoder's W^k (most faithful).
+            fidelity: 0 the single w (most editable) … 1 the encoder's W^k (most faithful), of both photos.
             size: longer side of a preview in pixels, a power of two; None is full size.
+            second, mix: another photo opened with this model, and what is taken of it before the edits are added.
         Returns: RGB, R×R pixels or what the model's aspect leaves of them.
         Raises: DirectionError for unknown directions and impossible strengths or fidelity.
         """
-        codes = self.directions.edit_codes(session.codes, strengths, fidelity)
-        image = self.renderer.render(codes, size, owner=session)  # [1, 3, R, R]
+        codes = session.codes
+        if second is not None and mix:
+            first, other = (self.directions.edit_codes(each.codes, {}, fidelity) for each in (session, second))
+            codes, fidelity = mix.blend(first, other), 1.0
+        return self.picture(self.directions.edit_codes(codes, strengths, fidelity), size, session)
+
+    def picture(self, codes: Tensor, size: int | None = None, owner: Session | None = None) -> Image.Image:
+        """What the model draws of codes float32 [1, L, D]; `size` and what is returned as for `render`."""
+        image = self.renderer.render(codes, size, owner=owner)  # [1, 3, R, R]
         return to_picture(_content(image, self.model.aspect))
 
     def paste(

@@ -9,7 +9,7 @@
   const click = (id) => document.querySelector(id)?.click();
 
   document.addEventListener("input", (event) => {
-    if (!event.target.closest("#sliders")) return;
+    if (!event.target.closest("#sliders, #edge, #mixing")) return;
     moved = performance.now();
     clearTimeout(timer);
     timer = setTimeout(() => click("#settle"), REST);
@@ -23,13 +23,13 @@
   // Called as each frame is requested: true asks for the full picture, false lets the server send a preview.
   window.slidersRest = () => performance.now() - moved >= REST - 10;
 
-  // From the server's text to the values of fidelity and of these sliders.
-  window.levelsFor = (names) => (text) => {
+  // From the server's text to the values at these paths in it; a slider that it does not name stands at 0.
+  window.levelsFor = (paths) => (text) => {
     clearTimeout(timer); // a hand that moved before this is overruled by it
     const levels = JSON.parse(text);
     face = levels.face;
     name();
-    return [levels.fidelity, ...names.map((name) => levels.strengths[name] ?? 0)];
+    return paths.map((path) => path.reduce((part, key) => part[key], levels) ?? 0);
   };
 
   const set = (element, attribute, value) => {
@@ -42,7 +42,7 @@
       set(button, "aria-label", `Face ${index + 1}`);
       set(button, "aria-pressed", String(index === face));
     });
-    each("#sliders .reset-button", (button) => {
+    each(":is(#sliders, #edge, #mixing) .reset-button", (button) => {
       const label = button.closest(".head")?.querySelector("input")?.getAttribute("aria-label");
       if (label) set(button, "aria-label", label.replace(/^number input for/, "Reset"));
     });

@@ -3,14 +3,14 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from e4e_core.checkpoints import load_model, registry
-from editing import Editor, Session
+from editing import DirectionSet, Editor, Session
 from errors import ModelError, PhotoError
 from page.presets import Edits, edits_within
 
@@ -49,6 +49,8 @@ class Visit:
         history: of this face.
         others: the photo's other edited faces, by number.
         backdrop: the photo with the other faces' edits; None if there are none.
+        second: the photo that is mixed in, None if there is none.
+        own: the directions this visit has kept for itself, by model.
         view: the open tab, "face", "compare" or "photo".
         before: the aligned crop as the page shows it.
         full: the result at full size; None while it is out of date.
@@ -60,6 +62,8 @@ class Visit:
     history: History = field(default_factory=History)
     others: Mapping[int, tuple[Session, History]] = field(default_factory=dict)
     backdrop: Image.Image | None = None
+    second: Session | None = None
+    own: Mapping[str, DirectionSet] = field(default_factory=dict)
     view: str = "face"
     before: str = ""
     full: Image.Image | None = None
@@ -88,11 +92,22 @@ class Studio:
             editor = self._editors[name]
             return editor.open(photo, face) if session is None else editor.choose_face(session, face)
 
-        def draw(name: str, session: Session, edits: Edits, size: int | None) -> Image.Image:
-            return self._editors[name].render(session, edits.strengths, edits.fidelity, size)
+        def draw(
+            name: str,
+            own: DirectionSet | None,
+            session: Session,
+            second: Session | None,
+            edits: Edits,
+            size: int | None,
+        ) -> Image.Image:
+            editor = self._editors[name]
+            if own or edits.keep:
+                directions = DirectionSet({**editor.directions, **(own or {})})
+                editor = editor.with_directions(directions.keeping(edits.keep))
+            return editor.render(session, edits.strengths, edits.fidelity, size, second, edits.mix)
 
-        def lay(name: str, session: Session, picture: Image.Image, fidelity: float) -> Image.Image:
-            return self._editors[name].paste(session, picture, fidelity)
+        def lay(name: str, session: Session, picture: Image.Image, edits: Edits) -> Image.Image:
+            return self._editors[name].paste(session, picture, edits.fidelity, edits.region, edits.feather)
 
         self._encode, self._draw, self._lay = on_gpu(encode), on_gpu(draw), on_gpu(lay)
 
@@ -122,7 +137,8 @@ class Studio:
         self.editor(visit.model)
         session = self._encode(visit.model, photo, face, None)
         edits = visit.edits if visit.session is None else Edits()
-        return Visit(visit.model, session, edits, History().rested(edits), view=visit.view)
+        history = History().rested(edits)
+        return Visit(visit.model, session, edits, history, second=visit.second, own=visit.own, view=visit.view)
 
     def choose_face(self, visit: Visit, face: int) -> Visit:
         """Another face of the photo, with its own edits; those of the faces before it stay in the photo."""
@@ -134,17 +150,32 @@ class Studio:
         else:
             session, history = self._encode(visit.model, None, face, visit.session), History()
         others = {number: other for number, other in others.items() if other[1].edits}
-        backdrop = None
-        for other, past in others.values():
-            picture = self._draw(visit.model, other, past.edits, None)
-            photo = backdrop or other.photo
-            backdrop = self._lay(visit.model, replace(other, photo=photo), picture, past.edits.fidelity)
         changed = {"session": session, "history": history, "edits": history.edits, "others": others}
-        return replace(visit, **changed, backdrop=backdrop, full=None)
+        return self._with_backdrop(replace(visit, **changed, full=None))
 
-    def move(self, visit: Visit, strengths: Mapping[str, Any], fidelity: Any, rest: bool) -> Visit:
-        """The visit with its sliders elsewhere; `rest` makes that a step which can be undone."""
-        edits = edits_within(self.editor(visit.model).directions, strengths, fidelity)
+    def _with_backdrop(self, visit: Visit) -> Visit:
+        """The visit with its other faces' edits in its photo."""
+        backdrop = None
+        for other, past in visit.others.values():
+            picture = self.draw(visit, past.edits, session=other)
+            backdrop = self._lay(visit.model, replace(other, photo=backdrop or other.photo), picture, past.edits)
+        return replace(visit, backdrop=backdrop)
+
+    def directions(self, visit: Visit) -> DirectionSet:
+        """The sliders of a visit: its model's, then its own."""
+        directions = self.editor(visit.model).directions
+        own = visit.own.get(visit.model)
+        return DirectionSet({**directions, **own}) if own else directions
+
+    def draw(self, visit: Visit, edits: Edits, size: int | None = None, session: Session | None = None) -> Image.Image:
+        """What the visit's model makes of its face, or of another `session`, with these edits."""
+        self.editor(visit.model)
+        session = session or visit.session
+        return self._draw(visit.model, visit.own.get(visit.model), session, visit.second, edits, size)
+
+    def move(self, visit: Visit, sent: Mapping[str, Any], rest: bool) -> Visit:
+        """The visit with its sliders elsewhere, see `edits_within`; `rest` makes that a step which can be undone."""
+        edits = edits_within(self.directions(visit), sent)
         return self.edited(visit, edits) if rest else replace(visit, edits=edits, full=None)
 
     def edited(self, visit: Visit, edits: Edits) -> Visit:
@@ -167,7 +198,7 @@ class Studio:
         editor = self.editor(visit.model)
         preview = preview and self._full_ms.get(visit.model, 0) > SLOW and editor.model.resolution > PREVIEW
         start = time.perf_counter()
-        picture = self._draw(visit.model, visit.session, visit.edits, PREVIEW if preview else None)
+        picture = self.draw(visit, visit.edits, PREVIEW if preview else None)
         took = milliseconds(start)
         if not preview:
             self._full_ms[visit.model] = took
@@ -178,21 +209,20 @@ class Studio:
         """The visit's photo with `picture` in it, and all its other edited faces, at full size."""
         self.editor(visit.model)
         session = visit.session if visit.backdrop is None else replace(visit.session, photo=visit.backdrop)
-        return self._lay(visit.model, session, picture, visit.edits.fidelity)
+        return self._lay(visit.model, session, picture, visit.edits)
 
     def grid(self, visit: Visit) -> Image.Image:
         """Every slider at its lower end, at 0 and at its upper end, added to the edits as they stand."""
-        editor = self.editor(visit.model)
-        if not editor.directions:
+        model, directions = self.editor(visit.model).model, self.directions(visit)
+        if not directions:
             raise PhotoError("This model comes without sliders, so there is no grid; choose another model.")
-        side = min(PREVIEW, editor.model.resolution)
+        side = min(PREVIEW, model.resolution)
         font = ImageFont.load_default(18)
-        wide = max(round(font.getlength(direction.label)) for direction in editor.directions.values()) + 32
+        wide = max(round(font.getlength(direction.label)) for direction in directions.values()) + 32
         rows = []
-        for name, direction in editor.directions.items():
+        for name, direction in directions.items():
             ends = [{**visit.edits.strengths, name: value} for value in (direction.low, 0, direction.high)]
-            edits = [Edits(strengths, visit.edits.fidelity) for strengths in ends]
-            pictures = [self._draw(visit.model, visit.session, each, side) for each in edits]
+            pictures = [self.draw(visit, replace(visit.edits, strengths=strengths), side) for strengths in ends]
             size = [PREVIEW * n // max(pictures[0].size) for n in pictures[0].size]
             rows.append((direction, [picture.resize(size) for picture in pictures]))
         height = max(picture.height for _, pictures in rows for picture in pictures)
@@ -214,13 +244,14 @@ class Studio:
             settings["others"] = {str(face): past.edits.plain() for face, (_, past) in visit.others.items()}
         return settings
 
-    def words(self, visit: Visit) -> str:
-        """What the sliders do, in words: "Smile +1.5, Age −1"."""
-        directions = self.editor(visit.model).directions
-        words = [
-            f"{directions[name].label} {value:+g}".replace("-", "−") for name, value in visit.edits.strengths.items()
-        ]
-        words += [f"fidelity {visit.edits.fidelity:g}"] if visit.edits.fidelity < 1 else []
+    def words(self, visit: Visit, edits: Edits | None = None) -> str:
+        """What the sliders do, in words: "Smile +1.5, Age −1"; of the current edits, or of others."""
+        directions, edits = self.directions(visit), edits or visit.edits
+        words = [f"{directions[name].label} {value:+g}".replace("-", "−") for name, value in edits.strengths.items()]
+        words += [f"fidelity {edits.fidelity:g}"] if edits.fidelity < 1 else []
+        if visit.second is not None:
+            words += [f"{part} {amount:g}" for part, amount in asdict(edits.mix).items() if amount]
+        words += [f"{edits.region} only"] if edits.region != "everything" else []
         return ", ".join(words) or "No edits"
 
     def where(self, name: str) -> str:

@@ -320,6 +320,22 @@ def test_before_after_and_the_photo_have_their_tabs(page):
     page.wait_for_function("() => document.querySelector('#whole img')?.naturalWidth === 512")
 
 
+def test_an_edit_can_be_kept_to_a_part_of_the_face(page, tmp_path):
+    number(page, "Age").fill("3")
+    settled(page, "Age +3")
+    page.get_by_role("tab", name="In the photo").click()
+    page.locator("#region").get_by_label("Mouth").check()
+    expect(page.locator("#status")).to_contain_text("mouth only")
+    original = Image.open(ASTRONAUT).convert("RGB")
+    mouth = download(page, "#save-photo", tmp_path / "edited-photo.png")
+    assert '"region": "mouth"' in mouth.text["Settings"]
+    page.locator("#undo").click()
+    expect(page.locator("#region input:checked")).to_have_value("everything")
+    everything = download(page, "#save-photo", tmp_path / "edited-photo.png")
+    small, large = (ImageChops.difference(each.convert("RGB"), original).getbbox() for each in (mouth, everything))
+    assert small[3] - small[1] < (large[3] - large[1]) / 2
+
+
 @pytest.mark.parametrize("name, size", [("face", (RESOLUTION, RESOLUTION)), ("photo", (512, 512))])
 def test_downloads_are_png_at_full_size(page, name, size, tmp_path):
     number(page, "Smile").fill("1.5")
