@@ -47,6 +47,9 @@ class Layout:
     def _lay_out_bank(self, bank: dict[str, Any]) -> None:
         raise NotImplementedError
 
+    def _lay_out_mixing(self) -> None:
+        raise NotImplementedError
+
     def _lay_out_photo(self) -> None:
         self.photo = gr.Image(
             label="Photo",
@@ -130,7 +133,8 @@ class Layout:
         # Where the server wants the sliders, as JSON: undo, presets and another face move them.
         self.levels = gr.Textbox(visible="hidden", elem_id="levels")
         gr.render(inputs=[self.bank])(self._lay_out_bank)
-        with gr.Accordion("Presets and settings", open=False, elem_id="more"):
+        self._lay_out_mixing()
+        with gr.Accordion("Presets and settings", open=False, elem_id="more", elem_classes="card"):
             names = [[name] for name in built_in(self.studio.editor(self.start).directions)]
             self.presets = gr.Dataset(
                 components=[gr.Textbox(visible=False)],

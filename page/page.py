@@ -1,5 +1,6 @@
 """What the page does: every event, and what it changes. The work is `page.studio`'s and `editing`'s."""
 
+import contextlib
 import html
 import io
 import json
@@ -18,6 +19,7 @@ from page.api import offer
 from page.downloads import Downloads
 from page.incoming import QUIETLY, RAW, RENDERING, WORK, chosen, in_sentences, number_of, uploaded
 from page.keeping import Keeping
+from page.mixing import Mixing
 from page.parts import (
     FIELD,
     LONGEST,
@@ -35,7 +37,7 @@ from page.studio import Visit, label, milliseconds
 VIEWS = ("face", "compare", "photo")  # the tabs, in order
 
 
-class Page(Downloads, Keeping):
+class Page(Downloads, Keeping, Mixing):
     """One gr.Blocks with its handlers. A handler returns {component: value}; components it leaves out stay as is."""
 
     def _lay_out_bank(self, bank: dict[str, Any]) -> None:
@@ -58,24 +60,25 @@ class Page(Downloads, Keeping):
                 gr.HTML(f"<p>{html.escape(notice)}</p>")
             fidelity = fidelity_slider(at["fidelity"])
 
-        places = {"fidelity": fidelity, "region": self.region, "feather": self.feather}
-        every = [*places.values(), *sliders.values()]
+        # Where each value belongs in `Edits.plain`.
+        places: dict[tuple[str, ...], gr.components.Component] = {("fidelity",): fidelity}
+        places |= {("strengths", key): slider for key, slider in sliders.items()}
+        places |= {("mix", part): slider for part, slider in self.amounts.items()}
+        places |= {("region",): self.region, ("feather",): self.feather}
+        moving = [place for place in places.values() if isinstance(place, gr.Slider)]
 
         def move(rest: bool, visit: Visit, *values: Any) -> dict:
-            sent = dict(zip(places, values, strict=False))
-            sent["strengths"] = dict(zip(sliders, values[len(places) :], strict=True))
+            sent: dict[str, Any] = {"strengths": {}, "mix": {}}
+            for path, value in zip(places, values, strict=True):
+                (sent if len(path) == 1 else sent[path[0]])[path[-1]] = value
             return self.move(bank, rest, visit, sent)
 
         # One handler for them all: one frame is under way at most, and the next takes the values of its own moment.
         gr.on(
-            [
-                event
-                for slider in (fidelity, self.feather, *sliders.values())
-                for event in (slider.input, slider.release)
-            ]
+            [event for slider in moving for event in (slider.input, slider.release)]
             + [self.region.input, self.settle.click],
             self._in_sentences(move),
-            [self.rest, self.visit, *every],
+            [self.rest, self.visit, *places.values()],
             [self.visit, *self.pictures, self.status, self.undo, self.redo],
             js="(rest, ...others) => [window.slidersRest(), ...others]",
             trigger_mode="always_last",
@@ -83,8 +86,8 @@ class Page(Downloads, Keeping):
             **RENDERING,
             **RAW,
         )
-        paths = [[place] for place in places] + [["strengths", key] for key in sliders]
-        self.levels.change(fn=None, inputs=self.levels, outputs=every, js=f"window.levelsFor({json.dumps(paths)})")
+        js = f"window.levelsFor({json.dumps([*places])})"
+        self.levels.change(fn=None, inputs=self.levels, outputs=[*places.values()], js=js)
 
     def _bank(self, visit: Visit) -> dict[str, Any]:
         """Which sliders the page shows, and where they stand as they are made; JSON values."""
@@ -118,6 +121,7 @@ class Page(Downloads, Keeping):
         self.redo.click(handle(self.step_forth), [self.visit], edited, **steps)
         self.reset.click(handle(self.reset_all), [self.visit], edited, **steps)
 
+        self._wire_mixing(edited)
         self._wire_keeping(edited)
         self._wire_downloads()
         # Loading can take minutes and has a queue of its own, so that nobody else's sliders wait for it.
@@ -278,7 +282,10 @@ class Page(Downloads, Keeping):
         """The photo, opened again with another model, whose sliders all stand at 0."""
         if name == visit.model or name not in self.studio:  # it could not be had
             return {self.picker: visit.model}
-        fresh = Visit(name, view=visit.view)
+        fresh = Visit(name, own=visit.own, view=visit.view)
+        if visit.second is not None:
+            with contextlib.suppress(PhotoError):  # another model may see no face in it
+                fresh = self.studio.open_second(fresh, visit.second.photo)
         changed = {self.bank: self._bank(fresh), **self._chips(name, kept), **self._can_step(fresh)}
         if visit.session is None:
             return {self.visit: fresh, **changed}

@@ -96,6 +96,13 @@ def fidelity_slider(value: float = 1) -> gr.Slider:
     )
 
 
+def amount_slider(name: str, label: str, info: str) -> gr.Slider:
+    """From 0, nothing, to 1, all of it."""
+    return gr.Slider(
+        0, 1, value=0, step=0.01, label=label, info=info, interactive=True, buttons=["reset"], elem_id=f"mix-{name}"
+    )
+
+
 def picture_field(name: str, description: str, buttons: list[str]) -> gr.Image:
     return gr.Image(
         show_label=False,

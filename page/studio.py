@@ -153,6 +153,12 @@ class Studio:
         changed = {"session": session, "history": history, "edits": history.edits, "others": others}
         return self._with_backdrop(replace(visit, **changed, full=None))
 
+    def open_second(self, visit: Visit, photo: Any) -> Visit:
+        """The visit with the best face of another photo to mix in, or with none (None). Raises E4EError."""
+        self.editor(visit.model)
+        second = None if photo is None else self._encode(visit.model, photo, 0, None)
+        return self._with_backdrop(replace(visit, second=second, full=None))
+
     def _with_backdrop(self, visit: Visit) -> Visit:
         """The visit with its other faces' edits in its photo."""
         backdrop = None

@@ -336,6 +336,28 @@ def test_an_edit_can_be_kept_to_a_part_of_the_face(page, tmp_path):
     assert small[3] - small[1] < (large[3] - large[1]) / 2
 
 
+def test_a_second_photo_is_mixed_in(page, mirrored):
+    first = source(page)
+    page.locator("#mixing .label-wrap").click()
+    page.locator("#second input[type=file]").set_input_files(mirrored)
+    assert settled(page, "The second photo is there") == first
+    slider = page.get_by_label("range slider for Morph")
+    slider.focus()
+    slider.press("End")  # the keyboard drags, too
+    morphed = settled(page, "morph 1")
+    assert morphed != first
+    number(page, "Morph").fill("0")
+    settled(page, "No edits")
+    for group in ("Coarse", "Middle", "Fine"):
+        number(page, f"{group} styles").fill("1")
+    assert settled(page, "coarse 1, middle 1, fine 1") == morphed
+    number(page, "Smile").fill("1")
+    settled(page, "Smile +1, coarse 1, middle 1, fine 1")
+    page.get_by_label("Remove Image").last.click()
+    assert settled(page, "The second photo is gone") != morphed
+    page.locator("#mixing .label-wrap").click()
+
+
 @pytest.mark.parametrize("name, size", [("face", (RESOLUTION, RESOLUTION)), ("photo", (512, 512))])
 def test_downloads_are_png_at_full_size(page, name, size, tmp_path):
     number(page, "Smile").fill("1.5")
