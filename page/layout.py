@@ -50,6 +50,9 @@ class Layout:
     def _lay_out_mixing(self) -> None:
         raise NotImplementedError
 
+    def _lay_out_films(self) -> None:
+        raise NotImplementedError
+
     def _lay_out_photo(self) -> None:
         self.photo = gr.Image(
             label="Photo",
@@ -134,6 +137,7 @@ class Layout:
         self.levels = gr.Textbox(visible="hidden", elem_id="levels")
         gr.render(inputs=[self.bank])(self._lay_out_bank)
         self._lay_out_mixing()
+        self._lay_out_films()
         with gr.Accordion("Presets and settings", open=False, elem_id="more", elem_classes="card"):
             names = [[name] for name in built_in(self.studio.editor(self.start).directions)]
             self.presets = gr.Dataset(

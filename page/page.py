@@ -93,6 +93,11 @@ class Page(Downloads, Keeping, Mixing):
         """Which sliders the page shows, and where they stand as they are made; JSON values."""
         return {"model": visit.model, "edits": visit.edits.plain()}
 
+    def _banked(self, visit: Visit) -> dict:
+        """The sliders of a visit, made anew, and what offers them."""
+        paths = self._paths(visit)
+        return {self.bank: self._bank(visit), self.path: gr.Dropdown(choices=paths, value=paths[0][1])}
+
     @property
     def pictures(self) -> list[gr.components.Component]:
         return [self.face, self.compare, self.whole]
@@ -136,7 +141,7 @@ class Page(Downloads, Keeping, Mixing):
         ).then(
             handle(self.change_model),
             [self.picker, self.visit, self.kept],
-            [*opened, self.bank, self.picker, self.presets],
+            [*opened, self.bank, self.path, self.picker, self.presets],
             **work,
         )
         self.blocks.unload(self.forget)
@@ -286,7 +291,7 @@ class Page(Downloads, Keeping, Mixing):
         if visit.second is not None:
             with contextlib.suppress(PhotoError):  # another model may see no face in it
                 fresh = self.studio.open_second(fresh, visit.second.photo)
-        changed = {self.bank: self._bank(fresh), **self._chips(name, kept), **self._can_step(fresh)}
+        changed = {**self._banked(fresh), **self._chips(name, kept), **self._can_step(fresh)}
         if visit.session is None:
             return {self.visit: fresh, **changed}
         try:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from e4e_core.checkpoints import load_model, registry
 from editing import DirectionSet, Editor, Session
+from editing.animation import there_and_back
 from errors import ModelError, PhotoError
 from page.presets import Edits, edits_within
 
 PREVIEW = 256  # pixels; what follows the hand where full pictures would lag behind it
 SLOW = 120  # ms; full pictures that take longer are preceded by previews
 MODELS = 3  # models kept in memory; a published one needs more than a gigabyte
+MORPH = " morph"  # the path of a film that is no slider; no direction has a space in its name
 STEPS = 100  # edits that can be undone
 
 
@@ -241,6 +243,26 @@ class Studio:
             for column, picture in enumerate(pictures):
                 sheet.paste(picture, (wide + PREVIEW * column, 40 + height * row))
         return sheet
+
+    def film(self, visit: Visit, path: Any, whole: bool, side: int) -> Iterator[Image.Image]:
+        """A slider's way from end to end and back, or the morph's (MORPH), with the other edits as they are.
+
+        whole: the photo with each picture in it. side: pixels that a picture needs at least, if the model has them.
+        Raises: PhotoError at once for a path that is not there and for a morph without a second photo.
+        """
+        directions = self.directions(visit)
+        if path == MORPH:
+            if visit.second is None:
+                raise PhotoError("There is no second photo to morph to; choose one under “Mix with a second photo”.")
+            steps = [replace(visit.edits, mix=replace(visit.edits.mix, morph=at)) for at in there_and_back(0, 1)]
+        elif isinstance(path, str) and path in directions:
+            way = there_and_back(directions[path].low, directions[path].high)
+            steps = [replace(visit.edits, strengths={**visit.edits.strengths, path: at}) for at in way]
+        else:
+            raise PhotoError("There is nothing to animate; choose one of the sliders.")
+        size = side if side < self.editor(visit.model).model.resolution else None
+        pictures = ((edits, self.draw(visit, edits, size)) for edits in steps)
+        return (self.paste(replace(visit, edits=edits), each) if whole else each for edits, each in pictures)
 
     def settings(self, visit: Visit) -> dict[str, Any]:
         """What a file says about how it was made, as JSON values; `page.presets.read_settings` reads it again."""

@@ -366,6 +366,14 @@ def test_downloads_are_png_at_full_size(page, name, size, tmp_path):
     assert '"smile": 1.5' in picture.text["Settings"]
 
 
+def test_a_film_of_a_slider_comes_as_a_gif(page, tmp_path):
+    page.locator("#film .label-wrap").click()
+    page.locator("#film-kind").get_by_label("GIF").check()
+    film = download(page, "#animate", tmp_path / "edited-film.gif")
+    assert film.n_frames == 48 and b"edited with AI" in film.info["comment"]
+    page.locator("#film .label-wrap").click()
+
+
 def test_undo_and_redo_by_button_and_keyboard(page):
     unedited = source(page)
     number(page, "Smile").fill("2")
