@@ -119,11 +119,22 @@ class Editor:
         Returns: RGB, R×R pixels or what the model's aspect leaves of them.
         Raises: DirectionError for unknown directions and impossible strengths or fidelity.
         """
+        return self.picture(self.codes(session, strengths, fidelity, second, mix), size, session)
+
+    def codes(
+        self,
+        session: Session,
+        strengths: Mapping[str, float],
+        fidelity: float = 1.0,
+        second: Session | None = None,
+        mix: Mix = NOTHING,
+    ) -> Tensor:
+        """The codes float32 [1, L, D] that `render` draws; same arguments and errors."""
         codes = session.codes
         if second is not None and mix:
             first, other = (self.directions.edit_codes(each.codes, {}, fidelity) for each in (session, second))
             codes, fidelity = mix.blend(first, other), 1.0
-        return self.picture(self.directions.edit_codes(codes, strengths, fidelity), size, session)
+        return self.directions.edit_codes(codes, strengths, fidelity)
 
     def picture(self, codes: Tensor, size: int | None = None, owner: Session | None = None) -> Image.Image:
         """What the model draws of codes float32 [1, L, D]; `size` and what is returned as for `render`."""

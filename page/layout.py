@@ -8,7 +8,7 @@ import gradio as gr
 
 from alignment import FEATHER
 from page.parts import BROWSE, FOOTER, HEADER, REGION_NAMES, WELCOME, picture_field, status_line
-from page.presets import LEAST_FEATHER, LONGEST_NAME, Edits, built_in
+from page.presets import LEAST_FEATHER, LONGEST_NAME, built_in
 from page.studio import Studio, Visit, label
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -25,7 +25,7 @@ class Layout:
             title="Edit a face", analytics_enabled=False, fill_width=True, delete_cache=(600, 1800)
         ) as self.blocks:
             self.visit = gr.State(Visit(model))
-            self.bank = gr.State({"model": model, "edits": Edits().plain()})  # the sliders that are on the page
+            self.bank = gr.State(self._bank(Visit(model)))  # which sliders are on the page
             # Own presets, in the browser's storage; the name and key must stay, or they are lost.
             self.kept = gr.BrowserState([], storage_key="edit-a-face-presets", secret="edit-a-face")
             gr.HTML(HEADER, elem_id="header")
@@ -44,10 +44,16 @@ class Layout:
     def _wire(self) -> None:
         raise NotImplementedError
 
-    def _lay_out_bank(self, bank: dict[str, Any]) -> None:
+    def _bank(self, visit: Visit) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _lay_out_bank(self, bank: dict[str, Any], visit: Visit) -> None:
         raise NotImplementedError
 
     def _lay_out_mixing(self) -> None:
+        raise NotImplementedError
+
+    def _lay_out_exploring(self) -> None:
         raise NotImplementedError
 
     def _lay_out_films(self) -> None:
@@ -135,8 +141,9 @@ class Layout:
         self.settle = gr.Button(visible="hidden", elem_id="settle")
         # Where the server wants the sliders, as JSON: undo, presets and another face move them.
         self.levels = gr.Textbox(visible="hidden", elem_id="levels")
-        gr.render(inputs=[self.bank])(self._lay_out_bank)
+        gr.render([self.bank, self.visit], triggers=[self.blocks.load, self.bank.change])(self._lay_out_bank)
         self._lay_out_mixing()
+        self._lay_out_exploring()
         self._lay_out_films()
         with gr.Accordion("Presets and settings", open=False, elem_id="more", elem_classes="card"):
             names = [[name] for name in built_in(self.studio.editor(self.start).directions)]

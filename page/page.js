@@ -20,6 +20,18 @@
     if (event.target.closest("#undo, #redo, #reset-all, #presets")) clearTimeout(timer);
   }, true);
 
+  // The row of small pictures that was chosen; another page of them has none.
+  document.addEventListener("click", (event) => {
+    const all = [...document.querySelectorAll("#rows .thumbnail-item")];
+    const at = all.indexOf(event.target.closest("#rows .thumbnail-item"));
+    if (at < 0 && !event.target.closest("#rows-back, #rows-forth, #method")) return;
+    all.forEach((each, index) => {
+      const chosen = at >= 0 && Math.floor(index / 3) === Math.floor(at / 3);
+      each.classList.toggle("chosen", chosen);
+      each.setAttribute("aria-pressed", String(chosen));
+    });
+  }, true);
+
   // Called as each frame is requested: true asks for the full picture, false lets the server send a preview.
   window.slidersRest = () => performance.now() - moved >= REST - 10;
 

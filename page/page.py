@@ -17,6 +17,7 @@ from editing import Session
 from errors import PhotoError
 from page.api import offer
 from page.downloads import Downloads
+from page.exploring import Exploring
 from page.incoming import QUIETLY, RAW, RENDERING, WORK, chosen, in_sentences, number_of, uploaded
 from page.keeping import Keeping
 from page.mixing import Mixing
@@ -32,39 +33,50 @@ from page.parts import (
     zeros,
 )
 from page.presets import Edits
-from page.studio import Visit, label, milliseconds
+from page.studio import OWN, Visit, label, milliseconds
 
 VIEWS = ("face", "compare", "photo")  # the tabs, in order
 
 
-class Page(Downloads, Keeping, Mixing):
+class Page(Downloads, Exploring, Keeping, Mixing):
     """One gr.Blocks with its handlers. A handler returns {component: value}; components it leaves out stay as is."""
 
-    def _lay_out_bank(self, bank: dict[str, Any]) -> None:
-        """The sliders that `bank`, from `_bank`, describes; made anew when there are others."""
-        name, at = bank["model"], bank["edits"]
-        directions = self.studio.editor(name).directions
+    def _lay_out_bank(self, bank: dict[str, Any], visit: Visit) -> None:
+        """The sliders of a visit, where it has them; made anew when they are others."""
+        directions, edits = self.studio.directions(visit), visit.edits
         groups: dict[str, list[str]] = {}
         for key, direction in directions.items():
             groups.setdefault(direction.group, []).append(key)
         sliders: dict[str, gr.Slider] = {}
         with gr.Column(elem_id="sliders"):
             for group, keys in groups.items():
-                with gr.Accordion(group, open=not sliders or len(directions) <= 12, elem_classes="group"):
+                with gr.Accordion(
+                    group, open=not sliders or len(directions) <= 12 or group == OWN, elem_classes="group"
+                ):
                     sliders |= {
-                        key: direction_slider(key, directions[key], at["strengths"].get(key, 0)) for key in keys
+                        key: direction_slider(key, directions[key], edits.strengths.get(key, 0)) for key in keys
                     }
             gr.HTML(f"<style>{zeros(directions)}</style>", elem_id="zeros")
             if not sliders:
-                notice = self.studio.editor(name).notice or "This model comes without sliders."
+                notice = self.studio.editor(visit.model).notice or "This model comes without sliders."
                 gr.HTML(f"<p>{html.escape(notice)}</p>")
-            fidelity = fidelity_slider(at["fidelity"])
+            fidelity = fidelity_slider(edits.fidelity)
+            keep = gr.Dropdown(
+                [(direction.label, key) for key, direction in directions.items()],
+                value=[key for key in edits.keep if key in directions],
+                multiselect=True,
+                label="Keep unchanged",
+                info="The other sliders then leave these alone",
+                visible=len(directions) > 1,
+                interactive=True,
+                elem_id="keep",
+            )
 
         # Where each value belongs in `Edits.plain`.
         places: dict[tuple[str, ...], gr.components.Component] = {("fidelity",): fidelity}
         places |= {("strengths", key): slider for key, slider in sliders.items()}
         places |= {("mix", part): slider for part, slider in self.amounts.items()}
-        places |= {("region",): self.region, ("feather",): self.feather}
+        places |= {("keep",): keep, ("region",): self.region, ("feather",): self.feather}
         moving = [place for place in places.values() if isinstance(place, gr.Slider)]
 
         def move(rest: bool, visit: Visit, *values: Any) -> dict:
@@ -76,7 +88,7 @@ class Page(Downloads, Keeping, Mixing):
         # One handler for them all: one frame is under way at most, and the next takes the values of its own moment.
         gr.on(
             [event for slider in moving for event in (slider.input, slider.release)]
-            + [self.region.input, self.settle.click],
+            + [keep.input, self.region.input, self.settle.click],
             self._in_sentences(move),
             [self.rest, self.visit, *places.values()],
             [self.visit, *self.pictures, self.status, self.undo, self.redo],
@@ -90,8 +102,9 @@ class Page(Downloads, Keeping, Mixing):
         self.levels.change(fn=None, inputs=self.levels, outputs=[*places.values()], js=js)
 
     def _bank(self, visit: Visit) -> dict[str, Any]:
-        """Which sliders the page shows, and where they stand as they are made; JSON values."""
-        return {"model": visit.model, "edits": visit.edits.plain()}
+        """Which sliders a visit has, as JSON values: the model's, and its own by name."""
+        own = visit.own.get(visit.model, {})
+        return {"model": visit.model, "own": {name: [each.label, each.low, each.high] for name, each in own.items()}}
 
     def _banked(self, visit: Visit) -> dict:
         """The sliders of a visit, made anew, and what offers them."""
@@ -127,6 +140,7 @@ class Page(Downloads, Keeping, Mixing):
         self.reset.click(handle(self.reset_all), [self.visit], edited, **steps)
 
         self._wire_mixing(edited)
+        self._wire_exploring(edited)
         self._wire_keeping(edited)
         self._wire_downloads()
         # Loading can take minutes and has a queue of its own, so that nobody else's sliders wait for it.
@@ -141,7 +155,7 @@ class Page(Downloads, Keeping, Mixing):
         ).then(
             handle(self.change_model),
             [self.picker, self.visit, self.kept],
-            [*opened, self.bank, self.path, self.picker, self.presets],
+            [*opened, self.bank, self.path, self.first, self.last, self.picker, self.presets],
             **work,
         )
         self.blocks.unload(self.forget)
@@ -217,8 +231,8 @@ class Page(Downloads, Keeping, Mixing):
 
     def move(self, bank: dict[str, Any], rest: bool, visit: Visit, sent: dict[str, Any]) -> dict:
         """The sliders of `bank` stand where `sent` says; `rest` says that they have stopped moving."""
-        if bank["model"] != visit.model:
-            return gr.skip()  # sliders of the model before, still on their way out
+        if bank != self._bank(visit):
+            return gr.skip()  # sliders that are still on their way out
         visit = self.studio.move(visit, sent, rest is True)
         if visit.session is None:
             return {self.visit: visit, self.status: status_line("Choose a photo first; the sliders will act on it.")}
@@ -291,7 +305,9 @@ class Page(Downloads, Keeping, Mixing):
         if visit.second is not None:
             with contextlib.suppress(PhotoError):  # another model may see no face in it
                 fresh = self.studio.open_second(fresh, visit.second.photo)
-        changed = {**self._banked(fresh), **self._chips(name, kept), **self._can_step(fresh)}
+        last = self.studio.editor(name).model.num_layers - 1
+        layers = {self.first: gr.Slider(maximum=last, value=0), self.last: gr.Slider(maximum=last, value=last)}
+        changed = {**self._banked(fresh), **layers, **self._chips(name, kept), **self._can_step(fresh)}
         if visit.session is None:
             return {self.visit: fresh, **changed}
         try:

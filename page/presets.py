@@ -73,19 +73,24 @@ def edits_within(directions: "Mapping[str, Direction]", sent: Any) -> Edits:
     strengths, mix, keep, region = (sent.get(key) for key in ("strengths", "mix", "keep", "region"))
     strengths = strengths if isinstance(strengths, Mapping) else {}
     within = {
-        name: min(max(_number(strengths.get(name), 0.0), direction.low), direction.high)
+        name: number_within(strengths.get(name), direction.low, direction.high, 0.0)
         for name, direction in directions.items()
     }
     mix = mix if isinstance(mix, Mapping) else {}
-    amounts = {part.name: min(max(_number(mix.get(part.name), 0.0), 0.0), 1.0) for part in fields(Mix)}
+    amounts = {part.name: number_within(mix.get(part.name), 0.0, 1.0, 0.0) for part in fields(Mix)}
     return Edits(
         {name: value for name, value in within.items() if value},
-        min(max(_number(sent.get("fidelity"), 1.0), 0.0), 1.0),
+        number_within(sent.get("fidelity"), 0.0, 1.0, 1.0),
         Mix(**amounts),
         tuple(name for name in directions if isinstance(keep, list) and name in keep),
         region if isinstance(region, str) and region in REGIONS else "everything",
-        min(max(_number(sent.get("feather"), FEATHER), LEAST_FEATHER), 1.0),
+        number_within(sent.get("feather"), LEAST_FEATHER, 1.0, FEATHER),
     )
+
+
+def number_within(value: Any, low: float, high: float, otherwise: float) -> float:
+    """Whatever was sent as a number from low to high; `otherwise` where it is none."""
+    return min(max(_number(value, otherwise), low), high)
 
 
 def _number(value: Any, otherwise: float) -> float:

@@ -1,17 +1,22 @@
 """The models that all pages share, and what each open page holds; nothing here knows of Gradio."""
 
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from e4e_core.checkpoints import load_model, registry
-from editing import DirectionSet, Editor, Session
+from editing import Direction, DirectionSet, Editor, Session
 from editing.animation import there_and_back
+from editing.packing import LONGEST_LABEL, MOST, unpack
+from editing.unsupervised import ganspace, sefa
 from errors import ModelError, PhotoError
 from page.presets import Edits, edits_within
 
@@ -19,7 +24,21 @@ PREVIEW = 256  # pixels; what follows the hand where full pictures would lag beh
 SLOW = 120  # ms; full pictures that take longer are preceded by previews
 MODELS = 3  # models kept in memory; a published one needs more than a gigabyte
 MORPH = " morph"  # the path of a film that is no slider; no direction has a space in its name
+METHODS = {"GANSpace": ganspace, "SeFa": sefa}
+COMPONENTS = 40  # of each method
+KEPT = 8  # sets of components kept for all pages; the largest takes 1.5 MB
+THUMB = 128  # pixels of a thumbnail
+OWN = "My own"  # the heading of the sliders that a visit keeps for itself
 STEPS = 100  # edits that can be undone
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is looked at of a model's components: by which method, on layers first … end, as far as `reach`."""
+
+    method: str
+    layers: tuple[int, int]
+    reach: float
 
 
 @dataclass(frozen=True)
@@ -102,16 +121,40 @@ class Studio:
             edits: Edits,
             size: int | None,
         ) -> Image.Image:
+            editor, strengths = ready(name, own, edits)
+            return editor.render(session, strengths, edits.fidelity, size, second, edits.mix)
+
+        def find(name: str, method: str, layers: tuple[int, int]) -> DirectionSet:
+            return METHODS[method](self._editors[name].model, COMPONENTS, layers)
+
+        def thumbs(
+            name: str,
+            own: DirectionSet | None,
+            session: Session | None,
+            second: Session | None,
+            edits: Edits,
+            steps: list[Tensor],
+        ) -> list[Image.Image]:
+            editor, strengths = ready(name, own, edits)
+            codes = editor.model.latent_avg[None].cpu().float()  # [1, L, D], a mean face
+            if session is not None:
+                codes = editor.codes(session, strengths, edits.fidelity, second, edits.mix)
+            return [editor.picture(codes + step, min(THUMB, editor.model.resolution)) for step in steps]
+
+        def ready(name: str, own: DirectionSet | None, edits: Edits) -> tuple[Editor, dict[str, float]]:
+            """The editor with the visit's sliders, and the strengths of those that are there."""
             editor = self._editors[name]
             if own or edits.keep:
                 directions = DirectionSet({**editor.directions, **(own or {})})
-                editor = editor.with_directions(directions.keeping(edits.keep))
-            return editor.render(session, edits.strengths, edits.fidelity, size, second, edits.mix)
+                editor = editor.with_directions(directions.keeping([key for key in edits.keep if key in directions]))
+            return editor, {key: value for key, value in edits.strengths.items() if key in editor.directions}
 
         def lay(name: str, session: Session, picture: Image.Image, edits: Edits) -> Image.Image:
             return self._editors[name].paste(session, picture, edits.fidelity, edits.region, edits.feather)
 
         self._encode, self._draw, self._lay = on_gpu(encode), on_gpu(draw), on_gpu(lay)
+        self._find, self._thumbs = on_gpu(find), on_gpu(thumbs)
+        self._found: dict[tuple, DirectionSet] = {}  # components, those found last are last
 
     def __contains__(self, name: str) -> bool:
         """Whether a model is loaded."""
@@ -180,6 +223,56 @@ class Studio:
         self.editor(visit.model)
         session = session or visit.session
         return self._draw(visit.model, visit.own.get(visit.model), session, visit.second, edits, size)
+
+    def components(self, visit: Visit, look: Look) -> DirectionSet:
+        """The model's components by one method, on these layers; strengths are standard deviations."""
+        model = self.editor(visit.model).model
+        # GANSpace's axes are of the whole model, SeFa's of the layers they are for.
+        layers = look.layers if look.method == "SeFa" else (0, model.num_layers)
+        key = (visit.model, look.method, layers)
+        found = self._found.pop(key, None) or self._find(*key)
+        self._found[key] = found
+        while len(self._found) > KEPT:
+            self._found.pop(next(iter(self._found)), None)
+        row = torch.arange(model.num_layers)[:, None]  # [L, 1]
+        there = (row >= look.layers[0]) & (row < look.layers[1])
+        return DirectionSet({name: replace(each, vectors=each.vectors * there) for name, each in found.items()})
+
+    def explore(self, visit: Visit, look: Look, numbers: Sequence[int]) -> list[Image.Image]:
+        """Three pictures of each component: at −reach, 0 and reach, on the visit's face or else on the mean one."""
+        found = [*self.components(visit, look).values()]
+        steps = [sign * look.reach * found[at].vectors for at in numbers if at < len(found) for sign in (-1, 0, 1)]
+        own = visit.own.get(visit.model)
+        return self._thumbs(visit.model, own, visit.session, visit.second, visit.edits, steps)
+
+    def keep_component(self, visit: Visit, look: Look, number: int, label: Any) -> Visit:
+        """The visit with one more slider of its own. Raises PhotoError without a name, or when there are too many."""
+        found = [*self.components(visit, look).values()]
+        if number >= len(found):
+            raise PhotoError("That component is not there; choose another one.")
+        label = " ".join(str(label or "").split())[:LONGEST_LABEL]
+        if not label:
+            raise PhotoError("A slider needs a name; type one and try again.")
+        return self._owning(visit, [replace(found[number], label=label, group=OWN, low=-look.reach, high=look.reach)])
+
+    def load_own(self, visit: Visit, data: bytes) -> Visit:
+        """The visit with the sliders of a file added to its own. Raises DirectionError, see `unpack`."""
+        model = self.editor(visit.model).model
+        return self._owning(visit, [*unpack(data, OWN, model.num_layers, model.latent_dim).values()])
+
+    def drop_own(self, visit: Visit, label: Any) -> Visit:
+        """The visit without one of its own sliders. Raises PhotoError if there is none of that name."""
+        own = dict(visit.own.get(visit.model, {}))
+        if own.pop(_key(str(label or "")), None) is None:
+            raise PhotoError("There is no slider of your own of that name; type the name of one that is there.")
+        visit = replace(visit, own={**visit.own, visit.model: DirectionSet(own)})
+        return self.edited(visit, edits_within(self.directions(visit), visit.edits.plain()))
+
+    def _owning(self, visit: Visit, sliders: list[Direction]) -> Visit:
+        own = {**visit.own.get(visit.model, {}), **{_key(each.label): each for each in sliders}}
+        if len(own) > MOST:
+            raise PhotoError(f"A visit keeps {MOST} sliders of its own; delete one before you keep another.")
+        return replace(visit, own={**visit.own, visit.model: DirectionSet(own)}, full=None)
 
     def move(self, visit: Visit, sent: Mapping[str, Any], rest: bool) -> Visit:
         """The visit with its sliders elsewhere, see `edits_within`; `rest` makes that a step which can be undone."""
@@ -275,7 +368,8 @@ class Studio:
     def words(self, visit: Visit, edits: Edits | None = None) -> str:
         """What the sliders do, in words: "Smile +1.5, Age −1"; of the current edits, or of others."""
         directions, edits = self.directions(visit), edits or visit.edits
-        words = [f"{directions[name].label} {value:+g}".replace("-", "−") for name, value in edits.strengths.items()]
+        moved = {directions[name].label: value for name, value in edits.strengths.items() if name in directions}
+        words = [f"{label} {value:+g}".replace("-", "−") for label, value in moved.items()]
         words += [f"fidelity {edits.fidelity:g}"] if edits.fidelity < 1 else []
         if visit.second is not None:
             words += [f"{part} {amount:g}" for part, amount in asdict(edits.mix).items() if amount]
@@ -287,6 +381,11 @@ class Studio:
         model = self.editor(name).model
         device = "CPU" if model.device.type == "cpu" else f"GPU ({model.device})"
         return f"{Path(name).name} {model.resolution} px · {device} · {model.precision}"
+
+
+def _key(label: str) -> str:
+    """The name of a visit's own slider, which no slider of a model has."""
+    return "own-" + re.sub(r"\W+", "_", " ".join(label.split()))[:LONGEST_LABEL]
 
 
 def label(name: str) -> str:
