@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from tqdm import tqdm
 from errors import E4EError, PhotoError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from editing import Editor, Session
 
 SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # taken from folders
@@ -57,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
         choices=("codes", "generator"),
         help="come closer to the photo: optimise its codes; or these, then a copy of the generator (slower, closest)",
     )
+    command.add_argument(
+        "--animate", metavar="NAME", help="a film instead of a picture: this direction from end to end and back"
+    )
+    command.add_argument("--format", choices=("mp4", "gif"), default="mp4", help="of the film (default: mp4)")
     command.add_argument("--list", action="store_true", help="print the model's directions and their ranges, and stop")
     return command
 
@@ -81,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             print_directions(editor)
             return DONE
-        editor.directions.check(strengths, options.fidelity)
+        animated = {options.animate: 0.0} if options.animate else {}
+        editor.directions.check({**strengths, **animated}, options.fidelity)
         options.out.mkdir(parents=True, exist_ok=True)
     except (E4EError, OSError) as error:
         print(error, file=sys.stderr)
@@ -94,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[str, float]) -> int:
     """Edit every photo; one line on stdout per picture written, one on stderr per photo that failed."""
+    from editing.animation import save_film
     from editing.export import save_png
 
     photos, failed = [], 0
@@ -111,11 +119,12 @@ def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[s
             session = editor.open(photo, options.face)
             if options.refine:
                 session = refined(editor, session, photo, tune=options.refine == "generator")
-            picture = editor.render(session, strengths, options.fidelity)
-            if options.paste:
-                picture = editor.paste(session, picture, options.fidelity, options.only)
-            target = free_name(options.out, photo.stem, taken)
-            save_png(picture, target, settings)
+            if options.animate:
+                target = free_name(options.out, photo.stem, taken, options.animate, f".{options.format}")
+                save_film(film(editor, session, options, strengths), target)
+            else:
+                target = free_name(options.out, photo.stem, taken)
+                save_png(edited(editor, session, options, strengths), target, settings)
             taken.add(identity(target))
             tqdm.write(str(target))
         except Exception as error:  # one bad photo must not end a night's work on a folder
@@ -141,6 +150,26 @@ def refined(editor: "Editor", session: "Session", photo: Path, tune: bool) -> "S
     return session
 
 
+def edited(
+    editor: "Editor", session: "Session", options: argparse.Namespace, strengths: Mapping[str, float]
+) -> "Image":
+    """The edited face, or the photo with it."""
+    picture = editor.render(session, strengths, options.fidelity)
+    return editor.paste(session, picture, options.fidelity, options.only) if options.paste else picture
+
+
+def film(
+    editor: "Editor", session: "Session", options: argparse.Namespace, strengths: Mapping[str, float]
+) -> Iterator["Image"]:
+    """The pictures of the animated direction's path, added to the other edits."""
+    from editing.animation import there_and_back
+
+    direction = editor.directions[options.animate]
+    path = there_and_back(direction.low, direction.high)
+    for strength in tqdm(path, unit="picture", leave=False, disable=None):
+        yield edited(editor, session, options, {**strengths, options.animate: strength})
+
+
 def report(path: Path, error: Exception) -> int:
     """Print one line about what failed; returns 1, to be counted."""
     reason = str(error) if isinstance(error, (E4EError, OSError)) else f"{type(error).__name__}: {error}"
@@ -163,11 +192,11 @@ def identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def free_name(folder: Path, stem: str, taken: set[tuple[int, int]]) -> Path:
+def free_name(folder: Path, stem: str, taken: set[tuple[int, int]], word: str = "edited", suffix: str = ".png") -> Path:
     """`stem_edited.png` in `folder`, numbered where that is an input or a result of this run; older ones give way."""
     number = 1
     while True:
-        target = folder / (f"{stem}_edited.png" if number == 1 else f"{stem}_edited_{number}.png")
+        target = folder / (f"{stem}_{word}{suffix}" if number == 1 else f"{stem}_{word}_{number}{suffix}")
         if not target.exists() or identity(target) not in taken:
             return target
         number += 1
