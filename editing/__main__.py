@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ from tqdm import tqdm
 from errors import E4EError, PhotoError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from editing import Editor, Session
 
 SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # taken from folders
@@ -57,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
         choices=("codes", "generator"),
         help="come closer to the photo: optimise its codes; or these, then a copy of the generator (slower, closest)",
     )
+    command.add_argument(
+        "--animate", metavar="NAME", help="a film instead of a picture: this direction from end to end and back"
+    )
+    command.add_argument("--format", choices=("mp4", "gif"), default="mp4", help="of the film (default: mp4)")
     command.add_argument("--list", action="store_true", help="print the model's directions and their ranges, and stop")
     return command
 
@@ -83,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             print_directions(editor)
             return DONE
-        editor.directions.check(strengths, options.fidelity)
+        animated = {options.animate: 0.0} if options.animate else {}
+        editor.directions.check({**strengths, **animated}, options.fidelity)
         options.out.mkdir(parents=True, exist_ok=True)
     except (E4EError, OSError) as error:
         print(error, file=sys.stderr)
@@ -95,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[str, float]) -> int:
-    """Edit every photo; one line on stdout per picture written, one on stderr per photo that failed."""
+    """Edit every photo; one line on stdout per file written, one on stderr per photo that failed."""
     from editing.folder import Order, edit_photos, is_done, jobs_of, own_share
 
     photos, failed = [], 0
@@ -104,19 +111,23 @@ def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[s
             photos += photos_in(named) if named.is_dir() else [named]
         except (E4EError, OSError) as error:
             failed += report(named, error)
-    settings = {"model": editor.model.name, "edits": dict(strengths), "fidelity": options.fidelity}
-    settings |= {"face": options.face, "pasted": options.paste}
-    settings |= {"only": options.only} if options.paste else {}
-    settings |= {"refined": options.refine} if options.refine else {}
-    jobs = own_share(jobs_of(photos, options.out))
-    todo = [job for job in jobs if not is_done(job, settings)]
-    if len(todo) < len(jobs):
-        print(
-            f"{len(jobs) - len(todo)} photos have been edited like this before; what is there stays.", file=sys.stderr
-        )
     closer = partial(refined, editor, tune=options.refine == "generator") if options.refine else None
-    order = Order(strengths, options.fidelity, options.face, options.paste, options.only, closer)
-    for job, error in tqdm(edit_photos(editor, todo, order, settings), total=len(todo), unit="photo", disable=None):
+    if options.animate:
+        jobs = own_share(jobs_of(photos, options.out, f"{options.animate}.{options.format}"))
+        done = (film(editor, job, options, strengths, closer) for job in jobs)
+    else:
+        settings = {"model": editor.model.name, "edits": dict(strengths), "fidelity": options.fidelity}
+        settings |= {"face": options.face, "pasted": options.paste}
+        settings |= {"only": options.only} if options.paste else {}
+        settings |= {"refined": options.refine} if options.refine else {}
+        every = own_share(jobs_of(photos, options.out))
+        jobs = [job for job in every if not is_done(job, settings)]
+        if len(jobs) < len(every):
+            said = f"{len(every) - len(jobs)} photos have been edited like this before; what is there stays."
+            print(said, file=sys.stderr)
+        order = Order(strengths, options.fidelity, options.face, options.paste, options.only, closer)
+        done = edit_photos(editor, jobs, order, settings)
+    for job, error in tqdm(done, total=len(jobs), unit="photo", disable=None):
         if error is None:
             tqdm.write(str(job.target))
         else:
@@ -140,6 +151,32 @@ def refined(editor: "Editor", session: "Session", photo: Path, tune: bool) -> "S
         tqdm.write(f"{photo}: refined {name}: {done}", file=sys.stderr)
         session = done.session
     return session
+
+
+def film(
+    editor: "Editor",
+    job: "Job",
+    options: argparse.Namespace,
+    strengths: Mapping[str, float],
+    closer: "Callable[[Session, Path], Session] | None",
+) -> "tuple[Job, Exception | None]":
+    """Write the path of the animated direction, added to the other edits; returns what failed it, or None."""
+    from editing.animation import save_film, there_and_back
+
+    def pictures() -> "Iterator[Image]":
+        for strength in tqdm(path, unit="picture", leave=False, disable=None):
+            picture = editor.render(session, {**strengths, options.animate: strength}, options.fidelity)
+            yield editor.paste(session, picture, options.fidelity, options.only) if options.paste else picture
+
+    direction = editor.directions[options.animate]
+    path = there_and_back(direction.low, direction.high)
+    try:
+        session = editor.open(job.photo, options.face)
+        session = closer(session, job.photo) if closer else session
+        save_film(pictures(), job.target)
+    except Exception as error:  # one bad photo must not end a night's work on a folder
+        return job, error
+    return job, None
 
 
 def report(path: Path, error: Exception) -> int:

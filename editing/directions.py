@@ -14,8 +14,8 @@ import os
 import re
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +147,25 @@ class DirectionSet(Mapping[str, Direction]):
         edited = torch.lerp(codes[:, :1], codes, float(fidelity))  # [n, L, D], exact at 0 and at 1
         edits = [float(strengths[name]) * self[name].vectors for name in sorted(strengths) if strengths[name]]
         return edited + sum(edits).to(codes.device) if edits else edited
+
+    def keeping(self, names: Collection[str]) -> "DirectionSet":
+        """The same sliders, of which those not in `names` no longer move a face along those in `names`.
+
+        On each layer, a row loses its projection on the span of the kept rows: conditional manipulation, Shen et al.
+        2020 (InterFaceGAN), section 3.3, with any number of conditions. A row that is 0 stays 0.
+        Raises: DirectionError for names that are not there.
+        """
+        if not names:
+            return self
+        self.check(dict.fromkeys(names, 0.0))
+        kept = torch.stack([self[name].vectors.double() for name in names], dim=1)  # [L, k, D]
+        inverse = torch.linalg.pinv(kept)  # [L, D, k]
+        free = {}
+        for name, direction in self.items():
+            row = direction.vectors.double()[:, None]  # [L, 1, D]
+            vectors = direction.vectors if name in names else (row - row @ inverse @ kept)[:, 0].float()
+            free[name] = replace(direction, vectors=vectors)
+        return DirectionSet(free)
 
     def save(self, folder: Path | str) -> None:
         """Write `directions.safetensors` (name -> float32 [L, D]) and `directions.json` (everything readable)."""

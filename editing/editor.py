@@ -17,6 +17,7 @@ from alignment import CutOut
 from e4e_core.images import to_picture, to_tensor
 from e4e_core.rendering import Renderer
 from editing.directions import Direction, DirectionSet, directions_for
+from editing.mixing import Mix
 from errors import DownloadError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from e4e_core.models.stylegan2 import Generator
 
 READY = 2  # tuned generators that are kept ready to render, those of the sessions seen last
+
+NOTHING = Mix()  # of a second photo
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,20 +100,52 @@ class Editor:
         size, template, aspect = self.model.input_size, self.model.template, self.model.aspect
         return self.encode([alignment.cut_out(session.photo, face, size, template, aspect, session.faces)])[0]
 
+    def with_directions(self, directions: Mapping[str, Direction]) -> "Editor":
+        """The same model with other sliders; it shares all memory. Raises DirectionError if they do not fit."""
+        other = copy.copy(self)
+        other.directions = DirectionSet(directions)
+        other.directions.check_fits(self.model.num_layers, self.model.latent_dim)
+        return other
+
     def render(
-        self, session: Session, strengths: Mapping[str, float], fidelity: float = 1.0, size: int | None = None
+        self,
+        session: Session,
+        strengths: Mapping[str, float],
+        fidelity: float = 1.0,
+        size: int | None = None,
+        second: Session | None = None,
+        mix: Mix = NOTHING,
     ) -> Image.Image:
         """The edited picture, always computed from the codes of the photo itself.
 
         Args:
             strengths: name -> strength in the direction's own range; missing ones are 0, the identity.
-            fidelity: 0 the single w (most editable) … 1 the encoder's W^k (most faithful).
+            fidelity: 0 the single w (most editable) … 1 the encoder's W^k (most faithful), of both photos.
             size: longer side of a preview in pixels, a power of two; None is full size.
+            second, mix: another photo opened with this model, and what is taken of it before the edits are added.
         Returns: RGB, R×R pixels or what the model's aspect leaves of them.
         Raises: DirectionError for unknown directions and impossible strengths or fidelity.
         """
-        codes = self.directions.edit_codes(session.codes, strengths, fidelity)
-        image = self._renderer(session).render(codes, size, owner=session)  # [1, 3, R, R]
+        return self.picture(self.codes(session, strengths, fidelity, second, mix), size, session)
+
+    def codes(
+        self,
+        session: Session,
+        strengths: Mapping[str, float],
+        fidelity: float = 1.0,
+        second: Session | None = None,
+        mix: Mix = NOTHING,
+    ) -> Tensor:
+        """The codes float32 [1, L, D] that `render` draws; same arguments and errors."""
+        codes = session.codes
+        if second is not None and mix:
+            first, other = (self.directions.edit_codes(each.codes, {}, fidelity) for each in (session, second))
+            codes, fidelity = mix.blend(first, other), 1.0
+        return self.directions.edit_codes(codes, strengths, fidelity)
+
+    def picture(self, codes: Tensor, size: int | None = None, owner: Session | None = None) -> Image.Image:
+        """What the model, or the generator of the owner, draws of codes float32 [1, L, D]; the rest as for `render`."""
+        image = self._renderer(owner).render(codes, size, owner=owner)  # [1, 3, R, R]
         return to_picture(content(image, self.model.aspect))
 
     def model_of(self, session: Session) -> "E4E":
@@ -147,9 +182,9 @@ class Editor:
         unedited = self.render(session, {}, fidelity)
         return alignment.paste_back(session.photo, picture, session.crop, unedited, region, feather)
 
-    def _renderer(self, session: Session) -> Renderer:
+    def _renderer(self, session: Session | None) -> Renderer:
         """The one that all share, or one for this session's generator, which goes with the session first seen."""
-        if session.generator is None:
+        if session is None or session.generator is None:
             return self.renderer
         key = id(session.generator)  # copies of a session share it, such as one pasted into another photo
         with self._lock:

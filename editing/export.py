@@ -10,12 +10,12 @@ from PIL import Image, PngImagePlugin
 
 NOTE = "This picture was edited with AI (e4e, a StyleGAN2 encoder); it does not show what the camera saw."
 
-# IPTC's machine-readable mark for a photo with parts made by a trained model
-# (https://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia).
-XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+# IPTC's machine-readable mark for a photo with parts made by a trained model.
+MARK = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
- Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"/>
+ Iptc4xmpExt:DigitalSourceType="{MARK}"/>
 </rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
 

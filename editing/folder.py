@@ -50,14 +50,14 @@ class Order:
     closer: "Callable[[Session, Path], Session] | None" = None
 
 
-def jobs_of(photos: Iterable[Path], folder: Path) -> list[Job]:
+def jobs_of(photos: Iterable[Path], folder: Path, ending: str = "edited.png") -> list[Job]:
     """Where each photo's result goes: `stem_edited.png` in `folder`, numbered where that is an input or another's."""
-    photos = list(photos)
+    photos, (word, suffix) = list(photos), ending.rsplit(".", 1)
     inputs, names, jobs = {_identity(photo) for photo in photos if photo.exists()}, set(), []
     for photo in photos:
         number = 1
         while True:
-            target = folder / (f"{photo.stem}_edited.png" if number == 1 else f"{photo.stem}_edited_{number}.png")
+            target = folder / f"{photo.stem}_{word}{f'_{number}' if number > 1 else ''}.{suffix}"
             if target.name.casefold() not in names and not (target.exists() and _identity(target) in inputs):
                 break
             number += 1

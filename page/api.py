@@ -15,6 +15,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from alignment import FEATHER
+from alignment.masks import check_region
 from editing.export import save_png
 from errors import DirectionError, E4EError, PhotoError
 from page.presets import Edits
@@ -41,11 +43,14 @@ def offer(studio: Studio, start: str) -> None:
         face: float | None = None,
         whole: bool | None = None,
         model: str | None = None,
+        region: str | None = None,
+        feather: float | None = None,
     ) -> tuple[str, dict[str, Any]]:
         """Edit a face of a photo.
 
         photo: the file. strengths: direction -> strength, {} for none. fidelity: 0 … 1. face: 0 is the best one.
         whole: the photo with the edited face in it; else the face alone. model: one of the page's, "" its first.
+        region: with `whole`, the only part to change: everything, mouth, eyes, skin or head. feather: its soft edge.
         Returns a PNG at full size and {"faces", "face", "width", "height", "milliseconds"}.
         """
         start_time = time.perf_counter()
@@ -55,12 +60,15 @@ def offer(studio: Studio, start: str) -> None:
             raise DirectionError('Strengths are a dictionary of numbers, {"smile": 1.5}; send one.')
         fidelity = 1.0 if fidelity is None else fidelity
         editor.directions.check(strengths or {}, fidelity)
+        region, feather = region or "everything", FEATHER if feather is None else feather
+        check_region(region, feather)
         number = 0 if face is None else face
         if number != number or abs(number) > 1000 or number != int(number):
             raise PhotoError("The face is a whole number, 0 for the best one; send that.")
         if not photo:
             raise PhotoError("There is no photo; send a file as `photo`.")
-        visit = studio.open(Visit(name, edits=Edits(strengths or {}, fidelity)), Path(photo), int(number))
+        edits = Edits(strengths or {}, fidelity, region=region, feather=feather)
+        visit = studio.open(Visit(name, edits=edits), Path(photo), int(number))
         visit, picture, _ = studio.render(visit)
         picture = studio.paste(visit, picture) if whole else picture
         report = {
@@ -84,6 +92,8 @@ def offer(studio: Studio, start: str) -> None:
             gr.Number(label="face", value=0),
             gr.Checkbox(label="whole", value=False),
             gr.Textbox(label="model"),
+            gr.Textbox(label="region", value="everything"),
+            gr.Number(label="feather", value=FEATHER),
         ]
         output, report = gr.File(label="picture"), gr.JSON(label="report")
         gr.Button().click(_in_sentences(edit), inputs, [output, report], api_name="edit", **queue)

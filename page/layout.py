@@ -2,11 +2,13 @@
 
 import html
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
-from page.parts import BROWSE, FOOTER, HEADER, WELCOME, picture_field, status_line
-from page.presets import LONGEST_NAME, built_in
+from alignment import FEATHER
+from page.parts import BROWSE, FOOTER, HEADER, REGION_NAMES, WELCOME, picture_field, status_line
+from page.presets import LEAST_FEATHER, LONGEST_NAME, built_in
 from page.studio import Studio, Visit, label
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -23,7 +25,7 @@ class Layout:
             title="Edit a face", analytics_enabled=False, fill_width=True, delete_cache=(600, 1800)
         ) as self.blocks:
             self.visit = gr.State(Visit(model))
-            self.bank = gr.State(model)  # the model whose sliders are on the page
+            self.bank = gr.State(self._bank(Visit(model)))  # which sliders are on the page
             # Own presets, in the browser's storage; the name and key must stay, or they are lost.
             self.kept = gr.BrowserState([], storage_key="edit-a-face-presets", secret="edit-a-face")
             gr.HTML(HEADER, elem_id="header")
@@ -42,7 +44,19 @@ class Layout:
     def _wire(self) -> None:
         raise NotImplementedError
 
-    def _lay_out_bank(self, name: str) -> None:
+    def _bank(self, visit: Visit) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _lay_out_bank(self, bank: dict[str, Any], visit: Visit) -> None:
+        raise NotImplementedError
+
+    def _lay_out_mixing(self) -> None:
+        raise NotImplementedError
+
+    def _lay_out_exploring(self) -> None:
+        raise NotImplementedError
+
+    def _lay_out_films(self) -> None:
         raise NotImplementedError
 
     def _lay_out_refining(self) -> None:
@@ -94,6 +108,20 @@ class Layout:
                     )
                 with gr.Tab("In the photo", id="photo"):
                     self.whole = picture_field("whole", "The photo with the edited face", ["fullscreen"])
+                    with gr.Row(elem_id="edge", equal_height=True):
+                        self.region = gr.Radio(
+                            REGION_NAMES, value="everything", label="Apply only to", interactive=True, elem_id="region"
+                        )
+                        self.feather = gr.Slider(
+                            LEAST_FEATHER,
+                            0.6,
+                            value=FEATHER,
+                            step=0.01,
+                            label="Soft edge",
+                            buttons=["reset"],
+                            elem_id="feather",
+                            interactive=True,
+                        )
             with gr.Row(elem_id="downloads"):
                 self.save_face = gr.Button("Download face", variant="primary", elem_id="save-face")
                 self.save_photo = gr.Button("Download photo", elem_id="save-photo")
@@ -116,8 +144,11 @@ class Layout:
         self.settle = gr.Button(visible="hidden", elem_id="settle")
         # Where the server wants the sliders, as JSON: undo, presets and another face move them.
         self.levels = gr.Textbox(visible="hidden", elem_id="levels")
-        gr.render(inputs=[self.bank])(self._lay_out_bank)
-        with gr.Accordion("Presets and settings", open=False, elem_id="more"):
+        gr.render([self.bank, self.visit], triggers=[self.blocks.load, self.bank.change])(self._lay_out_bank)
+        self._lay_out_mixing()
+        self._lay_out_exploring()
+        self._lay_out_films()
+        with gr.Accordion("Presets and settings", open=False, elem_id="more", elem_classes="card"):
             names = [[name] for name in built_in(self.studio.editor(self.start).directions)]
             self.presets = gr.Dataset(
                 components=[gr.Textbox(visible=False)],

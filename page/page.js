@@ -9,7 +9,7 @@
   const click = (id) => document.querySelector(id)?.click();
 
   document.addEventListener("input", (event) => {
-    if (!event.target.closest("#sliders")) return;
+    if (!event.target.closest("#sliders, #edge, #mixing")) return;
     moved = performance.now();
     clearTimeout(timer);
     timer = setTimeout(() => click("#settle"), REST);
@@ -20,16 +20,28 @@
     if (event.target.closest("#undo, #redo, #reset-all, #presets")) clearTimeout(timer);
   }, true);
 
+  // The row of small pictures that was chosen; another page of them has none.
+  document.addEventListener("click", (event) => {
+    const all = [...document.querySelectorAll("#rows .thumbnail-item")];
+    const at = all.indexOf(event.target.closest("#rows .thumbnail-item"));
+    if (at < 0 && !event.target.closest("#rows-back, #rows-forth, #method")) return;
+    all.forEach((each, index) => {
+      const chosen = at >= 0 && Math.floor(index / 3) === Math.floor(at / 3);
+      each.classList.toggle("chosen", chosen);
+      each.setAttribute("aria-pressed", String(chosen));
+    });
+  }, true);
+
   // Called as each frame is requested: true asks for the full picture, false lets the server send a preview.
   window.slidersRest = () => performance.now() - moved >= REST - 10;
 
-  // From the server's text to the values of fidelity and of these sliders.
-  window.levelsFor = (names) => (text) => {
+  // From the server's text to the values at these paths in it; a slider that it does not name stands at 0.
+  window.levelsFor = (paths) => (text) => {
     clearTimeout(timer); // a hand that moved before this is overruled by it
     const levels = JSON.parse(text);
     face = levels.face;
     name();
-    return [levels.fidelity, ...names.map((name) => levels.strengths[name] ?? 0)];
+    return paths.map((path) => path.reduce((part, key) => part[key], levels) ?? 0);
   };
 
   const set = (element, attribute, value) => {
@@ -42,7 +54,7 @@
       set(button, "aria-label", `Face ${index + 1}`);
       set(button, "aria-pressed", String(index === face));
     });
-    each("#sliders .reset-button", (button) => {
+    each(":is(#sliders, #edge, #mixing) .reset-button", (button) => {
       const label = button.closest(".head")?.querySelector("input")?.getAttribute("aria-label");
       if (label) set(button, "aria-label", label.replace(/^number input for/, "Reset"));
     });

@@ -1,12 +1,9 @@
 """What the page does: every event, and what it changes. The work is `page.studio`'s and `editing`'s."""
 
-import base64
-import functools
+import contextlib
 import html
 import io
 import json
-import logging
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +14,13 @@ import gradio as gr
 from PIL import Image
 
 from editing import Session
-from editing.export import save_png
-from errors import E4EError, PhotoError
+from errors import PhotoError
 from page.api import offer
+from page.downloads import Downloads
+from page.exploring import Exploring
+from page.incoming import QUIETLY, RAW, RENDERING, WORK, chosen, in_sentences, number_of, uploaded
+from page.keeping import Keeping
+from page.mixing import Mixing
 from page.parts import (
     FIELD,
     LONGEST,
@@ -31,67 +32,66 @@ from page.parts import (
     status_line,
     zeros,
 )
-from page.presets import Edits, built_in, edits_within, keep, own, read_settings
+from page.presets import Edits
 from page.refining import Refining
-from page.studio import Visit, label, milliseconds
+from page.studio import OWN, Visit, label, milliseconds
 
 VIEWS = ("face", "compare", "photo")  # the tabs, in order
-FAILED = "Something went wrong here; try again, and reload the page if it happens again."
-GONE = "There is no photo here, or its page was disconnected; choose one first."
-
-# All handlers that compute share one queue: one frame at a time, in the order of the events.
-RENDERING = {"concurrency_id": "rendering", "concurrency_limit": 1}
-# Pictures travel as data URLs, which Gradio need not convert and never writes to disk.
-RAW = {"preprocess": False, "postprocess": False, "api_visibility": "private"}
-
-log = logging.getLogger("e4e")
 
 
-def uploaded(file: Any, folder: str) -> Path | io.BytesIO:
-    """What a field sends: a file that Gradio has stored in its `folder`, or a data URL.
-
-    Gradio does not check the path for handlers without preprocessing: any other file of this machine is refused here.
-    """
-    try:
-        url = file.get("url") or ""
-        if url.startswith("data:"):
-            return io.BytesIO(base64.b64decode(url.partition(",")[2]))
-        path = Path(file["path"])
-        if path.resolve().is_relative_to(Path(folder).resolve()):
-            return path
-    except (AttributeError, KeyError, TypeError, ValueError, OSError):  # what no browser sends
-        pass
-    raise PhotoError("What the browser sent is not a file it uploaded; choose the file again.")
-
-
-class Page(Refining):
+class Page(Downloads, Exploring, Keeping, Mixing, Refining):
     """One gr.Blocks with its handlers. A handler returns {component: value}; components it leaves out stay as is."""
 
-    def _lay_out_bank(self, name: str) -> None:
-        """The sliders of one model, made anew when another is chosen."""
-        editor = self.studio.editor(name)
+    def _lay_out_bank(self, bank: dict[str, Any], visit: Visit) -> None:
+        """The sliders of a visit, where it has them; made anew when they are others."""
+        directions, edits = self.studio.directions(visit), visit.edits
         groups: dict[str, list[str]] = {}
-        for key, direction in editor.directions.items():
+        for key, direction in directions.items():
             groups.setdefault(direction.group, []).append(key)
         sliders: dict[str, gr.Slider] = {}
         with gr.Column(elem_id="sliders"):
             for group, keys in groups.items():
-                with gr.Accordion(group, open=not sliders or len(editor.directions) <= 12, elem_classes="group"):
-                    sliders |= {key: direction_slider(key, editor.directions[key]) for key in keys}
-            gr.HTML(f"<style>{zeros(editor.directions)}</style>", elem_id="zeros")
+                with gr.Accordion(
+                    group, open=not sliders or len(directions) <= 12 or group == OWN, elem_classes="group"
+                ):
+                    sliders |= {
+                        key: direction_slider(key, directions[key], edits.strengths.get(key, 0)) for key in keys
+                    }
+            gr.HTML(f"<style>{zeros(directions)}</style>", elem_id="zeros")
             if not sliders:
-                gr.HTML(f"<p>{html.escape(editor.notice or 'This model comes without sliders.')}</p>")
-            fidelity = fidelity_slider()
+                notice = self.studio.editor(visit.model).notice or "This model comes without sliders."
+                gr.HTML(f"<p>{html.escape(notice)}</p>")
+            fidelity = fidelity_slider(edits.fidelity)
+            keep = gr.Dropdown(
+                [(direction.label, key) for key, direction in directions.items()],
+                value=[key for key in edits.keep if key in directions],
+                multiselect=True,
+                label="Keep unchanged",
+                info="The other sliders then leave these alone",
+                visible=len(directions) > 1,
+                interactive=True,
+                elem_id="keep",
+            )
 
-        def move(rest: bool, visit: Visit, fidelity: Any, *values: Any) -> dict:
-            return self.move(name, rest, visit, fidelity, dict(zip(sliders, values, strict=True)))
+        # Where each value belongs in `Edits.plain`.
+        places: dict[tuple[str, ...], gr.components.Component] = {("fidelity",): fidelity}
+        places |= {("strengths", key): slider for key, slider in sliders.items()}
+        places |= {("mix", part): slider for part, slider in self.amounts.items()}
+        places |= {("keep",): keep, ("region",): self.region, ("feather",): self.feather}
+        moving = [place for place in places.values() if isinstance(place, gr.Slider)]
 
-        bank = [fidelity, *sliders.values()]
+        def move(rest: bool, visit: Visit, *values: Any) -> dict:
+            sent: dict[str, Any] = {"strengths": {}, "mix": {}}
+            for path, value in zip(places, values, strict=True):
+                (sent if len(path) == 1 else sent[path[0]])[path[-1]] = value
+            return self.move(bank, rest, visit, sent)
+
         # One handler for them all: one frame is under way at most, and the next takes the values of its own moment.
         gr.on(
-            [event for slider in bank for event in (slider.input, slider.release)] + [self.settle.click],
+            [event for slider in moving for event in (slider.input, slider.release)]
+            + [keep.input, self.region.input, self.settle.click],
             self._in_sentences(move),
-            [self.rest, self.visit, *bank],
+            [self.rest, self.visit, *places.values()],
             [self.visit, *self.pictures, self.status, self.undo, self.redo],
             js="(rest, ...others) => [window.slidersRest(), ...others]",
             trigger_mode="always_last",
@@ -99,7 +99,18 @@ class Page(Refining):
             **RENDERING,
             **RAW,
         )
-        self.levels.change(fn=None, inputs=self.levels, outputs=bank, js=f"window.levelsFor({json.dumps([*sliders])})")
+        js = f"window.levelsFor({json.dumps([*places])})"
+        self.levels.change(fn=None, inputs=self.levels, outputs=[*places.values()], js=js)
+
+    def _bank(self, visit: Visit) -> dict[str, Any]:
+        """Which sliders a visit has, as JSON values: the model's, and its own by name."""
+        own = visit.own.get(visit.model, {})
+        return {"model": visit.model, "own": {name: [each.label, each.low, each.high] for name, each in own.items()}}
+
+    def _banked(self, visit: Visit) -> dict:
+        """The sliders of a visit, made anew, and what offers them."""
+        paths = self._paths(visit)
+        return {self.bank: self._bank(visit), self.path: gr.Dropdown(choices=paths, value=paths[0][1])}
 
     @property
     def pictures(self) -> list[gr.components.Component]:
@@ -111,13 +122,12 @@ class Page(Refining):
         opened = [*edited, self.photo, self.faces, self.crop, self.face_part, self.crop_part]
         opened += [self.welcome, self.workspace]
         handle = self._in_sentences
-        work = {"show_progress": "minimal", "show_progress_on": [self.status], **RENDERING, **RAW}
-        quietly = {"show_progress": "hidden", **RENDERING, **RAW}
+        work = {"show_progress_on": [self.status], **WORK}
 
         self.photo.input(handle(self.open_photo), [self.photo, self.visit], opened, **work)
         self.examples.click(handle(self.open_example), [self.examples, self.visit], opened, **work)
         self.faces.select(handle(self.choose_face), [self.visit], opened, **work)
-        self.tabs.select(handle(self.change_view), [self.visit], shown, trigger_mode="always_last", **quietly)
+        self.tabs.select(handle(self.change_view), [self.visit], shown, trigger_mode="always_last", **QUIETLY)
         self.divider.input(
             fn=None,
             inputs=self.divider,
@@ -125,18 +135,15 @@ class Page(Refining):
             js="side => ({__type__: 'update', slider_position: {Before: 100, Both: 50, After: 0}[side]})",
         )
         # A click that comes while its predecessor is under way must not get lost: two undos are two steps.
-        steps = {"trigger_mode": "multiple", **quietly}
+        steps = {"trigger_mode": "multiple", **QUIETLY}
         self.undo.click(handle(self.step_back), [self.visit], edited, **steps)
         self.redo.click(handle(self.step_forth), [self.visit], edited, **steps)
         self.reset.click(handle(self.reset_all), [self.visit], edited, **steps)
 
-        self.presets.click(handle(self.apply_preset), [self.presets, self.kept, self.visit], edited, **quietly)
-        for button, change in ((self.keep, self.keep_preset), (self.drop, self.drop_preset)):
-            inputs = [self.preset_name, self.kept, self.visit]
-            button.click(handle(change), inputs, [self.kept, self.presets, self.preset_name, self.status], **quietly)
-        self.blocks.load(handle(self.list_presets), [self.kept, self.visit], [self.presets, self.status], **quietly)
-        self.load_settings.upload(handle(self.apply_settings), [self.load_settings, self.visit], edited, **quietly)
-
+        self._wire_mixing(edited)
+        self._wire_exploring(edited)
+        self._wire_keeping(edited)
+        self._wire_downloads()
         # Loading can take minutes and has a queue of its own, so that nobody else's sliders wait for it.
         self.picker.input(
             handle(self.load_model),
@@ -149,38 +156,21 @@ class Page(Refining):
         ).then(
             handle(self.change_model),
             [self.picker, self.visit, self.kept],
-            [*opened, self.bank, self.picker, self.presets],
+            [*opened, self.bank, self.path, self.first, self.last, self.picker, self.presets],
             **work,
         )
-        for button, save in (
-            (self.save_face, self.download_face),
-            (self.save_photo, self.download_photo),
-            (self.save_grid, self.download_grid),
-            (self.save_settings, self.download_settings),
-        ):
-            button.click(handle(save), [self.visit], [self.visit, self.file, self.status], **work).success(
-                fn=None, js="() => window.downloadReady()"
-            )
         self._wire_refining(shown, RENDERING, RAW)
         self.blocks.unload(self.forget)
         offer(self.studio, self.start)
 
     def _in_sentences(self, handler: Callable[..., dict]) -> Callable[..., dict]:
-        """The handler with its errors as sentences: in the status line and, so that nobody misses it, in a notice."""
+        """The handler with its errors as sentences in the status line."""
+        return in_sentences(handler, lambda sentence: {self.status: status_line(sentence)})
 
-        @functools.wraps(handler)
-        def wrapped(*inputs, **named):
-            try:
-                return handler(*inputs, **named)
-            except E4EError as error:
-                sentence = str(error)
-            except Exception:
-                log.exception("A handler of the page failed.")
-                sentence = FAILED
-            gr.Warning(html.escape(sentence, quote=False), title="Not done")
-            return {self.status: status_line(sentence)}
-
-        return wrapped
+    def _drop_upload(self, source: Any) -> None:
+        """Delete what was uploaded: it is in memory now, nobody needs it on disk."""
+        if str(source) in self.blocks.upload_file_set:
+            Path(source).unlink(missing_ok=True)
 
     # Photos and faces
 
@@ -198,11 +188,10 @@ class Page(Refining):
             text = f"{error} The photo before it is still here."
             return {self.photo: self._in_field(visit.session), self.status: status_line(text)}
         finally:
-            if str(source) in self.blocks.upload_file_set:  # it is in memory now, nobody needs it on disk
-                Path(source).unlink(missing_ok=True)
+            self._drop_upload(source)
 
     def open_example(self, index: Any, visit: Visit) -> dict:
-        return self._open(visit, _chosen(self.example_files, index))
+        return self._open(visit, chosen(self.example_files, index))
 
     def _in_field(self, session: Session) -> dict[str, Any]:
         return as_value(data_url(smaller(session.photo, FIELD)))
@@ -234,7 +223,7 @@ class Page(Refining):
     def choose_face(self, visit: Visit, event: gr.SelectData) -> dict:
         if visit.session is None or event.index == visit.session.face:
             return gr.skip()
-        face = _number_of(visit.session.faces, event.index)
+        face = number_of(visit.session.faces, event.index)
         start = time.perf_counter()
         visit = self.studio.choose_face(visit, face)
         count = len(visit.session.faces)
@@ -242,11 +231,11 @@ class Page(Refining):
 
     # Edits
 
-    def move(self, bank: str, rest: bool, visit: Visit, fidelity: Any, strengths: dict[str, Any]) -> dict:
-        """The sliders stand somewhere else; `rest` says that they have stopped moving."""
-        if bank != visit.model:
-            return gr.skip()  # sliders of the model before, still on their way out
-        visit = self.studio.move(visit, strengths, fidelity, rest is True)
+    def move(self, bank: dict[str, Any], rest: bool, visit: Visit, sent: dict[str, Any]) -> dict:
+        """The sliders of `bank` stand where `sent` says; `rest` says that they have stopped moving."""
+        if bank != self._bank(visit):
+            return gr.skip()  # sliders that are still on their way out
+        visit = self.studio.move(visit, sent, rest is True)
         if visit.session is None:
             return {self.visit: visit, self.status: status_line("Choose a photo first; the sliders will act on it.")}
         if rest is not True:
@@ -271,7 +260,7 @@ class Page(Refining):
         return self._edited(self.studio.edited(visit, Edits()))
 
     def change_view(self, visit: Visit, event: gr.SelectData) -> dict:
-        return self._show(replace(visit, view=_chosen(VIEWS, event.index)), preview=False)
+        return self._show(replace(visit, view=chosen(VIEWS, event.index)), preview=False)
 
     def _edited(self, visit: Visit, text: str = "") -> dict:
         """The result, and the sliders where the visit has them."""
@@ -303,51 +292,6 @@ class Page(Refining):
         detail = " · ".join(filter(None, [self.studio.where(visit.model), speed]))
         return {self.visit: visit, **value, self.status: status_line(text or self.studio.words(visit), detail)}
 
-    # Presets and settings
-
-    def _presets(self, model: str, kept: Any) -> dict[str, Edits]:
-        directions = self.studio.editor(model).directions
-        return {**built_in(directions), **own(kept, model, directions)}
-
-    def _chips(self, model: str, kept: Any) -> dict:
-        return {self.presets: gr.Dataset(samples=[[name] for name in self._presets(model, kept)])}
-
-    def list_presets(self, kept: Any, visit: Visit) -> dict:
-        return self._chips(visit.model, kept)
-
-    def apply_preset(self, index: Any, kept: Any, visit: Visit) -> dict:
-        edits = _chosen([*self._presets(visit.model, kept).values()], index)
-        return self._edited(self.studio.edited(visit, edits))
-
-    def keep_preset(self, name: Any, kept: Any, visit: Visit) -> dict:
-        return self._kept(keep(kept, name, visit.model, visit.edits), visit, "The preset is kept in this browser.")
-
-    def drop_preset(self, name: Any, kept: Any, visit: Visit) -> dict:
-        return self._kept(keep(kept, name, visit.model, None), visit, "The preset is deleted.")
-
-    def _kept(self, kept: list[dict[str, Any]], visit: Visit, text: str) -> dict:
-        status = status_line(text, self.studio.where(visit.model))
-        return {self.kept: kept, **self._chips(visit.model, kept), self.preset_name: "", self.status: status}
-
-    def apply_settings(self, file: dict[str, Any] | None, visit: Visit) -> dict:
-        """The edits of a settings file, or of a picture that was downloaded here."""
-        if file is None:
-            return gr.skip()
-        path = uploaded(file, self.load_settings.GRADIO_CACHE)
-        try:
-            settings = read_settings(path)
-        finally:
-            if str(path) in self.blocks.upload_file_set:
-                path.unlink(missing_ok=True)
-        directions = self.studio.editor(visit.model).directions
-        edits = edits_within(directions, settings["strengths"], settings.get("fidelity"))
-        visit = self.studio.edited(visit, edits)
-        missing = sum(name not in directions for name in settings["strengths"])
-        text = f"Settings loaded: {self.studio.words(visit)}."
-        if missing:
-            text += f" {missing} of their sliders {'is' if missing == 1 else 'are'} not this model's and left out."
-        return self._edited(visit, text)
-
     # Models
 
     def load_model(self, name: Any, progress=gr.Progress()) -> dict:  # noqa: B008
@@ -359,8 +303,13 @@ class Page(Refining):
         """The photo, opened again with another model, whose sliders all stand at 0."""
         if name == visit.model or name not in self.studio:  # it could not be had
             return {self.picker: visit.model}
-        fresh = Visit(name, view=visit.view)
-        changed = {self.bank: name, **self._chips(name, kept), **self._can_step(fresh)}
+        fresh = Visit(name, own=visit.own, view=visit.view)
+        if visit.second is not None:
+            with contextlib.suppress(PhotoError):  # another model may see no face in it
+                fresh = self.studio.open_second(fresh, visit.second.photo)
+        last = self.studio.editor(name).model.num_layers - 1
+        layers = {self.first: gr.Slider(maximum=last, value=0), self.last: gr.Slider(maximum=last, value=last)}
+        changed = {**self._banked(fresh), **layers, **self._chips(name, kept), **self._can_step(fresh)}
         if visit.session is None:
             return {self.visit: fresh, **changed}
         try:
@@ -375,62 +324,7 @@ class Page(Refining):
                 **{part: gr.Column(visible=False) for part in (self.workspace, self.face_part, self.crop_part)},
             }
 
-    # Downloads
-
-    def download_face(self, visit: Visit) -> dict:
-        _check_open(visit)
-        visit, picture, _ = self.studio.render(visit)
-        return self._picture(visit, picture, "edited-face.png")
-
-    def download_photo(self, visit: Visit) -> dict:
-        _check_open(visit)
-        visit, picture, _ = self.studio.render(visit)
-        return self._picture(visit, self.studio.paste(visit, picture), "edited-photo.png")
-
-    def download_grid(self, visit: Visit) -> dict:
-        _check_open(visit)
-        return self._picture(visit, self.studio.grid(visit), "edited-grid.png")
-
-    def download_settings(self, visit: Visit) -> dict:
-        settings = self.studio.settings(visit)
-        text = json.dumps(settings, ensure_ascii=False, indent=2)
-        written = "The settings hold where the sliders stand, nothing of the photo."
-        return self._download(visit, "settings.json", lambda path: path.write_text(text, encoding="utf-8"), written)
-
-    def _picture(self, visit: Visit, picture: Image.Image, name: str) -> dict:
-        settings = self.studio.settings(visit)
-        text = f"{name} is {picture.width} × {picture.height} pixels."
-        return self._download(visit, name, lambda path: save_png(picture, path, settings), text)
-
-    def _download(self, visit: Visit, name: str, write: Callable[[Path], Any], text: str) -> dict:
-        """A file in Gradio's temporary folder, which is emptied on schedule."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            write(path)
-            kept = self.file.move_resource_to_block_cache(path)
-        return {
-            self.visit: visit,
-            self.file: {"path": kept, "orig_name": name, "meta": {"_type": "gradio.FileData"}},
-            self.status: status_line(text, self.studio.where(visit.model)),
-        }
-
     def forget(self, request: gr.Request) -> None:
         """The page was closed: its photo goes at once, not after Gradio's hour, and nothing is refined any more."""
         self.stop_refining(request)
         self.blocks.state_holder.delete_state(request.session_hash)
-
-
-def _check_open(visit: Visit) -> None:
-    if visit.session is None:
-        raise PhotoError(GONE)
-
-
-def _number_of(choices: Any, index: Any) -> int:
-    """`index`, as it came over the network, if it is one of `choices`."""
-    if type(index) is not int or not 0 <= index < len(choices):
-        raise PhotoError("That choice is not there any more; reload the page and choose again.")
-    return index
-
-
-def _chosen(choices: Any, index: Any) -> Any:
-    return choices[_number_of(choices, index)]

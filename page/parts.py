@@ -25,6 +25,8 @@ WELCOME = """<div><svg viewBox="0 0 96 96" aria-hidden="true"><path d="M12 30V20
 FOOTER = """<footer>Edit only photos of yourself or of people who agreed, and say that a picture is edited when you
 share it. The sliders show what a model has learned from other people's photos, not facts about anyone. Your photo is
 kept in memory only, and only while this page is open.</footer>"""
+REGION_NAMES = [("Whole face", "everything"), ("Skin", "skin"), ("Eyes", "eyes"), ("Mouth", "mouth")]
+REGION_NAMES += [("Face and hair", "head")]
 BROWSE = "() => document.querySelector('#photo input[type=file]')?.click()"
 
 
@@ -67,11 +69,11 @@ def zeros(directions: Mapping[str, Direction]) -> str:
     )
 
 
-def direction_slider(name: str, direction: Direction) -> gr.Slider:
+def direction_slider(name: str, direction: Direction, value: float = 0) -> gr.Slider:
     return gr.Slider(
         direction.low,
         direction.high,
-        value=0,
+        value=value,
         step=step(direction),
         label=direction.label,
         interactive=True,
@@ -80,17 +82,24 @@ def direction_slider(name: str, direction: Direction) -> gr.Slider:
     )
 
 
-def fidelity_slider() -> gr.Slider:
+def fidelity_slider(value: float = 1) -> gr.Slider:
     return gr.Slider(
         0,
         1,
-        value=1,
+        value=value,
         step=0.01,
         label="Fidelity",
         info="Lower is easier to edit, higher is closer to the photo",
         interactive=True,
         buttons=["reset"],
         elem_id="fidelity",
+    )
+
+
+def amount_slider(name: str, label: str, info: str) -> gr.Slider:
+    """From 0, nothing, to 1, all of it."""
+    return gr.Slider(
+        0, 1, value=0, step=0.01, label=label, info=info, interactive=True, buttons=["reset"], elem_id=f"mix-{name}"
     )
 
 

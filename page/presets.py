@@ -3,13 +3,15 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from alignment import FEATHER, REGIONS, Region
+from editing.mixing import Mix
 from errors import PhotoError
 
 if TYPE_CHECKING:
@@ -29,37 +31,66 @@ BUILT_IN = {
 }
 MOST = 40  # own presets a browser may keep
 LONGEST_NAME = 40
+LEAST_FEATHER = 0.02  # heights of the face; below it an edge is as hard as the pixels
 LARGEST = 1 << 20  # bytes of a settings file that is not a picture
 
 
 @dataclass(frozen=True)
 class Edits:
-    """Where the sliders stand: strengths that are not 0 by direction, within their ranges; fidelity in 0 … 1."""
+    """Where the sliders and choices of one face stand.
+
+    Attributes:
+        strengths: by direction, within their ranges; those at 0 are left out.
+        fidelity: in 0 … 1.
+        mix: what is taken of the second photo, if there is one.
+        keep: directions along which the others must not move the face.
+        region, feather: which part of the photo may change and how soft its edge is, see `alignment.paste_back`.
+    """
 
     strengths: Mapping[str, float] = field(default_factory=dict)
     fidelity: float = 1.0
+    mix: Mix = field(default_factory=Mix)
+    keep: tuple[str, ...] = ()
+    region: Region = "everything"
+    feather: float = FEATHER
 
     def __bool__(self) -> bool:
         """Whether they change anything."""
-        return self.fidelity < 1 or bool(self.strengths)
+        return self.fidelity < 1 or bool(self.strengths) or bool(self.mix)
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"strengths": dict(self.strengths), "fidelity": self.fidelity}
+        return {**asdict(self), "strengths": dict(self.strengths), "keep": [*self.keep]}
 
 
-def edits_within(directions: "Mapping[str, Direction]", strengths: Any, fidelity: Any) -> Edits:
-    """Whatever was sent, as edits that the model can render: unknown sliders left out, numbers moved into range.
+def edits_within(directions: "Mapping[str, Direction]", sent: Any) -> Edits:
+    """Whatever was sent, as edits that can be rendered: unknown sliders left out, numbers moved into range.
 
-    What is no number, an empty number box for example, counts as the slider's rest.
+    `sent` has the keys of `Edits.plain`. What is no number, an empty number box for example, counts as the slider's
+    rest, and so does what is missing.
     """
+    sent = sent if isinstance(sent, Mapping) else {}
+    strengths, mix, keep, region = (sent.get(key) for key in ("strengths", "mix", "keep", "region"))
     strengths = strengths if isinstance(strengths, Mapping) else {}
     within = {
-        name: min(max(_number(strengths.get(name), 0.0), direction.low), direction.high)
+        name: number_within(strengths.get(name), direction.low, direction.high, 0.0)
         for name, direction in directions.items()
     }
-    moved = {name: value for name, value in within.items() if value}
-    return Edits(moved, min(max(_number(fidelity, 1.0), 0.0), 1.0))
+    mix = mix if isinstance(mix, Mapping) else {}
+    amounts = {part.name: number_within(mix.get(part.name), 0.0, 1.0, 0.0) for part in fields(Mix)}
+    return Edits(
+        {name: value for name, value in within.items() if value},
+        number_within(sent.get("fidelity"), 0.0, 1.0, 1.0),
+        Mix(**amounts),
+        tuple(name for name in directions if isinstance(keep, list) and name in keep),
+        region if isinstance(region, str) and region in REGIONS else "everything",
+        number_within(sent.get("feather"), LEAST_FEATHER, 1.0, FEATHER),
+    )
+
+
+def number_within(value: Any, low: float, high: float, otherwise: float) -> float:
+    """Whatever was sent as a number from low to high; `otherwise` where it is none."""
+    return min(max(_number(value, otherwise), low), high)
 
 
 def _number(value: Any, otherwise: float) -> float:
@@ -85,7 +116,9 @@ def own(kept: Any, model: str, directions: "Mapping[str, Direction]") -> dict[st
     kept = kept if isinstance(kept, list) else []
     mine = [entry for entry in kept[:MOST] if isinstance(entry, dict) and entry.get("model") == model]
     return {
-        str(entry.get("name"))[:LONGEST_NAME]: edits_within(directions, entry.get("strengths"), entry.get("fidelity"))
+        str(entry.get("name"))[:LONGEST_NAME]: edits_within(
+            directions, {"strengths": entry.get("strengths"), "fidelity": entry.get("fidelity")}
+        )
         for entry in mine
     }
 
@@ -106,7 +139,7 @@ def keep(kept: Any, name: Any, model: str, edits: Edits | None) -> list[dict[str
         return others
     if len(others) >= MOST:
         raise PhotoError(f"This browser keeps {MOST} presets; delete one before you keep another.")
-    return [*others, {"name": name, "model": model, **edits.plain()}]
+    return [*others, {"name": name, "model": model, "strengths": dict(edits.strengths), "fidelity": edits.fidelity}]
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -1,27 +1,48 @@
 """The models that all pages share, and what each open page holds; nothing here knows of Gradio."""
 
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from e4e_core.checkpoints import load_model, registry
-from editing import Editor, Session
+from editing import Direction, DirectionSet, Editor, Session
+from editing.animation import there_and_back
+from editing.packing import LONGEST_LABEL, MOST, unpack
 from editing.refine import Progress, Refinement, refine_codes, tune_generator
+from editing.unsupervised import ganspace, sefa
 from errors import ModelError, PhotoError
 from page.presets import Edits, edits_within
 
 PREVIEW = 256  # pixels; what follows the hand where full pictures would lag behind it
 SLOW = 120  # ms; full pictures that take longer are preceded by previews
 MODELS = 3  # models kept in memory; a published one needs more than a gigabyte
+MORPH = " morph"  # the path of a film that is no slider; no direction has a space in its name
+METHODS = {"GANSpace": ganspace, "SeFa": sefa}
+COMPONENTS = 40  # of each method
+KEPT = 8  # sets of components kept for all pages; the largest takes 1.5 MB
+THUMB = 128  # pixels of a thumbnail
+OWN = "My own"  # the heading of the sliders that a visit keeps for itself
 STEPS = 100  # edits that can be undone
 TUNED_BYTES = 2 * 2**30  # of all tuned generators together, each of which goes with its page
 LENT_SECONDS = 12  # a refinement may take on a GPU that is lent by the call
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is looked at of a model's components: by which method, on layers first … end, as far as `reach`."""
+
+    method: str
+    layers: tuple[int, int]
+    reach: float
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,8 @@ class Visit:
         history: of this face.
         others: the photo's other edited faces, by number.
         backdrop: the photo with the other faces' edits; None if there are none.
+        second: the photo that is mixed in, None if there is none.
+        own: the directions this visit has kept for itself, by model.
         view: the open tab, "face", "compare" or "photo".
         before: the aligned crop as the page shows it.
         full: the result at full size; None while it is out of date.
@@ -64,6 +87,8 @@ class Visit:
     history: History = field(default_factory=History)
     others: Mapping[int, tuple[Session, History]] = field(default_factory=dict)
     backdrop: Image.Image | None = None
+    second: Session | None = None
+    own: Mapping[str, DirectionSet] = field(default_factory=dict)
     view: str = "face"
     before: str = ""
     full: Image.Image | None = None
@@ -92,17 +117,52 @@ class Studio:
             editor = self._editors[name]
             return editor.open(photo, face) if session is None else editor.choose_face(session, face)
 
-        def draw(name: str, session: Session, edits: Edits, size: int | None) -> Image.Image:
-            return self._editors[name].render(session, edits.strengths, edits.fidelity, size)
+        def draw(
+            name: str,
+            own: DirectionSet | None,
+            session: Session,
+            second: Session | None,
+            edits: Edits,
+            size: int | None,
+        ) -> Image.Image:
+            editor, strengths = ready(name, own, edits)
+            return editor.render(session, strengths, edits.fidelity, size, second, edits.mix)
 
-        def lay(name: str, session: Session, picture: Image.Image, fidelity: float) -> Image.Image:
-            return self._editors[name].paste(session, picture, fidelity)
+        def find(name: str, method: str, layers: tuple[int, int]) -> DirectionSet:
+            return METHODS[method](self._editors[name].model, COMPONENTS, layers)
+
+        def thumbs(
+            name: str,
+            own: DirectionSet | None,
+            session: Session | None,
+            second: Session | None,
+            edits: Edits,
+            steps: list[Tensor],
+        ) -> list[Image.Image]:
+            editor, strengths = ready(name, own, edits)
+            codes = editor.model.latent_avg[None].cpu().float()  # [1, L, D], a mean face
+            if session is not None:
+                codes = editor.codes(session, strengths, edits.fidelity, second, edits.mix)
+            return [editor.picture(codes + step, min(THUMB, editor.model.resolution), session) for step in steps]
+
+        def ready(name: str, own: DirectionSet | None, edits: Edits) -> tuple[Editor, dict[str, float]]:
+            """The editor with the visit's sliders, and the strengths of those that are there."""
+            editor = self._editors[name]
+            if own or edits.keep:
+                directions = DirectionSet({**editor.directions, **(own or {})})
+                editor = editor.with_directions(directions.keeping([key for key in edits.keep if key in directions]))
+            return editor, {key: value for key, value in edits.strengths.items() if key in editor.directions}
+
+        def lay(name: str, session: Session, picture: Image.Image, edits: Edits) -> Image.Image:
+            return self._editors[name].paste(session, picture, edits.fidelity, edits.region, edits.feather)
 
         def refine(name: str, session: Session, tune: bool, seconds: float, *watch: Callable) -> Refinement:
             improve = tune_generator if tune else refine_codes
             return improve(self._editors[name], session, *watch, seconds=seconds)
 
         self._encode, self._draw, self._lay = on_gpu(encode), on_gpu(draw), on_gpu(lay)
+        self._find, self._thumbs = on_gpu(find), on_gpu(thumbs)
+        self._found: dict[tuple, DirectionSet] = {}  # components, those found last are last
         self._refine = on_gpu(refine)
         self._tuned = WeakSet()
 
@@ -132,7 +192,8 @@ class Studio:
         self.editor(visit.model)
         session = self._encode(visit.model, photo, face, None)
         edits = visit.edits if visit.session is None else Edits()
-        return Visit(visit.model, session, edits, History().rested(edits), view=visit.view)
+        history = History().rested(edits)
+        return Visit(visit.model, session, edits, history, second=visit.second, own=visit.own, view=visit.view)
 
     def choose_face(self, visit: Visit, face: int) -> Visit:
         """Another face of the photo, with its own edits; those of the faces before it stay in the photo."""
@@ -144,13 +205,8 @@ class Studio:
         else:
             session, history = self._encode(visit.model, None, face, visit.session), History()
         others = {number: other for number, other in others.items() if other[1].edits}
-        backdrop = None
-        for other, past in others.values():
-            picture = self._draw(visit.model, other, past.edits, None)
-            photo = backdrop or other.photo
-            backdrop = self._lay(visit.model, replace(other, photo=photo), picture, past.edits.fidelity)
         changed = {"session": session, "history": history, "edits": history.edits, "others": others}
-        return replace(visit, **changed, backdrop=backdrop, full=None)
+        return self._with_backdrop(replace(visit, **changed, full=None))
 
     def refine(
         self, visit: Visit, tune: bool, seconds: float, progress: Progress, cancelled: Callable[[], bool]
@@ -176,9 +232,85 @@ class Studio:
         session = session or self._encode(visit.model, None, visit.session.face, visit.session)
         return replace(visit, session=session, full=None)
 
-    def move(self, visit: Visit, strengths: Mapping[str, Any], fidelity: Any, rest: bool) -> Visit:
-        """The visit with its sliders elsewhere; `rest` makes that a step which can be undone."""
-        edits = edits_within(self.editor(visit.model).directions, strengths, fidelity)
+    def open_second(self, visit: Visit, photo: Any) -> Visit:
+        """The visit with the best face of another photo to mix in, or with none (None). Raises E4EError."""
+        self.editor(visit.model)
+        second = None if photo is None else self._encode(visit.model, photo, 0, None)
+        return self._with_backdrop(replace(visit, second=second, full=None))
+
+    def _with_backdrop(self, visit: Visit) -> Visit:
+        """The visit with its other faces' edits in its photo."""
+        backdrop = None
+        for other, past in visit.others.values():
+            picture = self.draw(visit, past.edits, session=other)
+            backdrop = self._lay(visit.model, replace(other, photo=backdrop or other.photo), picture, past.edits)
+        return replace(visit, backdrop=backdrop)
+
+    def directions(self, visit: Visit) -> DirectionSet:
+        """The sliders of a visit: its model's, then its own."""
+        directions = self.editor(visit.model).directions
+        own = visit.own.get(visit.model)
+        return DirectionSet({**directions, **own}) if own else directions
+
+    def draw(self, visit: Visit, edits: Edits, size: int | None = None, session: Session | None = None) -> Image.Image:
+        """What the visit's model makes of its face, or of another `session`, with these edits."""
+        self.editor(visit.model)
+        session = session or visit.session
+        return self._draw(visit.model, visit.own.get(visit.model), session, visit.second, edits, size)
+
+    def components(self, visit: Visit, look: Look) -> DirectionSet:
+        """The model's components by one method, on these layers; strengths are standard deviations."""
+        model = self.editor(visit.model).model
+        # GANSpace's axes are of the whole model, SeFa's of the layers they are for.
+        layers = look.layers if look.method == "SeFa" else (0, model.num_layers)
+        key = (visit.model, look.method, layers)
+        found = self._found.pop(key, None) or self._find(*key)
+        self._found[key] = found
+        while len(self._found) > KEPT:
+            self._found.pop(next(iter(self._found)), None)
+        row = torch.arange(model.num_layers)[:, None]  # [L, 1]
+        there = (row >= look.layers[0]) & (row < look.layers[1])
+        return DirectionSet({name: replace(each, vectors=each.vectors * there) for name, each in found.items()})
+
+    def explore(self, visit: Visit, look: Look, numbers: Sequence[int]) -> list[Image.Image]:
+        """Three pictures of each component: at −reach, 0 and reach, on the visit's face or else on the mean one."""
+        found = [*self.components(visit, look).values()]
+        steps = [sign * look.reach * found[at].vectors for at in numbers if at < len(found) for sign in (-1, 0, 1)]
+        own = visit.own.get(visit.model)
+        return self._thumbs(visit.model, own, visit.session, visit.second, visit.edits, steps)
+
+    def keep_component(self, visit: Visit, look: Look, number: int, label: Any) -> Visit:
+        """The visit with one more slider of its own. Raises PhotoError without a name, or when there are too many."""
+        found = [*self.components(visit, look).values()]
+        if number >= len(found):
+            raise PhotoError("That component is not there; choose another one.")
+        label = " ".join(str(label or "").split())[:LONGEST_LABEL]
+        if not label:
+            raise PhotoError("A slider needs a name; type one and try again.")
+        return self._owning(visit, [replace(found[number], label=label, group=OWN, low=-look.reach, high=look.reach)])
+
+    def load_own(self, visit: Visit, data: bytes) -> Visit:
+        """The visit with the sliders of a file added to its own. Raises DirectionError, see `unpack`."""
+        model = self.editor(visit.model).model
+        return self._owning(visit, [*unpack(data, OWN, model.num_layers, model.latent_dim).values()])
+
+    def drop_own(self, visit: Visit, label: Any) -> Visit:
+        """The visit without one of its own sliders. Raises PhotoError if there is none of that name."""
+        own = dict(visit.own.get(visit.model, {}))
+        if own.pop(_key(str(label or "")), None) is None:
+            raise PhotoError("There is no slider of your own of that name; type the name of one that is there.")
+        visit = replace(visit, own={**visit.own, visit.model: DirectionSet(own)})
+        return self.edited(visit, edits_within(self.directions(visit), visit.edits.plain()))
+
+    def _owning(self, visit: Visit, sliders: list[Direction]) -> Visit:
+        own = {**visit.own.get(visit.model, {}), **{_key(each.label): each for each in sliders}}
+        if len(own) > MOST:
+            raise PhotoError(f"A visit keeps {MOST} sliders of its own; delete one before you keep another.")
+        return replace(visit, own={**visit.own, visit.model: DirectionSet(own)}, full=None)
+
+    def move(self, visit: Visit, sent: Mapping[str, Any], rest: bool) -> Visit:
+        """The visit with its sliders elsewhere, see `edits_within`; `rest` makes that a step which can be undone."""
+        edits = edits_within(self.directions(visit), sent)
         return self.edited(visit, edits) if rest else replace(visit, edits=edits, full=None)
 
     def edited(self, visit: Visit, edits: Edits) -> Visit:
@@ -201,7 +333,7 @@ class Studio:
         editor = self.editor(visit.model)
         preview = preview and self._full_ms.get(visit.model, 0) > SLOW and editor.model.resolution > PREVIEW
         start = time.perf_counter()
-        picture = self._draw(visit.model, visit.session, visit.edits, PREVIEW if preview else None)
+        picture = self.draw(visit, visit.edits, PREVIEW if preview else None)
         took = milliseconds(start)
         if not preview:
             self._full_ms[visit.model] = took
@@ -212,21 +344,20 @@ class Studio:
         """The visit's photo with `picture` in it, and all its other edited faces, at full size."""
         self.editor(visit.model)
         session = visit.session if visit.backdrop is None else replace(visit.session, photo=visit.backdrop)
-        return self._lay(visit.model, session, picture, visit.edits.fidelity)
+        return self._lay(visit.model, session, picture, visit.edits)
 
     def grid(self, visit: Visit) -> Image.Image:
         """Every slider at its lower end, at 0 and at its upper end, added to the edits as they stand."""
-        editor = self.editor(visit.model)
-        if not editor.directions:
+        model, directions = self.editor(visit.model).model, self.directions(visit)
+        if not directions:
             raise PhotoError("This model comes without sliders, so there is no grid; choose another model.")
-        side = min(PREVIEW, editor.model.resolution)
+        side = min(PREVIEW, model.resolution)
         font = ImageFont.load_default(18)
-        wide = max(round(font.getlength(direction.label)) for direction in editor.directions.values()) + 32
+        wide = max(round(font.getlength(direction.label)) for direction in directions.values()) + 32
         rows = []
-        for name, direction in editor.directions.items():
+        for name, direction in directions.items():
             ends = [{**visit.edits.strengths, name: value} for value in (direction.low, 0, direction.high)]
-            edits = [Edits(strengths, visit.edits.fidelity) for strengths in ends]
-            pictures = [self._draw(visit.model, visit.session, each, side) for each in edits]
+            pictures = [self.draw(visit, replace(visit.edits, strengths=strengths), side) for strengths in ends]
             size = [PREVIEW * n // max(pictures[0].size) for n in pictures[0].size]
             rows.append((direction, [picture.resize(size) for picture in pictures]))
         height = max(picture.height for _, pictures in rows for picture in pictures)
@@ -240,6 +371,26 @@ class Studio:
                 sheet.paste(picture, (wide + PREVIEW * column, 40 + height * row))
         return sheet
 
+    def film(self, visit: Visit, path: Any, whole: bool, side: int) -> Iterator[Image.Image]:
+        """A slider's way from end to end and back, or the morph's (MORPH), with the other edits as they are.
+
+        whole: the photo with each picture in it. side: pixels that a picture needs at least, if the model has them.
+        Raises: PhotoError at once for a path that is not there and for a morph without a second photo.
+        """
+        directions = self.directions(visit)
+        if path == MORPH:
+            if visit.second is None:
+                raise PhotoError("There is no second photo to morph to; choose one under “Mix with a second photo”.")
+            steps = [replace(visit.edits, mix=replace(visit.edits.mix, morph=at)) for at in there_and_back(0, 1)]
+        elif isinstance(path, str) and path in directions:
+            way = there_and_back(directions[path].low, directions[path].high)
+            steps = [replace(visit.edits, strengths={**visit.edits.strengths, path: at}) for at in way]
+        else:
+            raise PhotoError("There is nothing to animate; choose one of the sliders.")
+        size = side if side < self.editor(visit.model).model.resolution else None
+        pictures = ((edits, self.draw(visit, edits, size)) for edits in steps)
+        return (self.paste(replace(visit, edits=edits), each) if whole else each for edits, each in pictures)
+
     def settings(self, visit: Visit) -> dict[str, Any]:
         """What a file says about how it was made, as JSON values; `page.presets.read_settings` reads it again."""
         settings = {"model": Path(visit.model).name, **visit.edits.plain()}
@@ -248,13 +399,15 @@ class Studio:
             settings["others"] = {str(face): past.edits.plain() for face, (_, past) in visit.others.items()}
         return settings
 
-    def words(self, visit: Visit) -> str:
-        """What the sliders do, in words: "Smile +1.5, Age −1"."""
-        directions = self.editor(visit.model).directions
-        words = [
-            f"{directions[name].label} {value:+g}".replace("-", "−") for name, value in visit.edits.strengths.items()
-        ]
-        words += [f"fidelity {visit.edits.fidelity:g}"] if visit.edits.fidelity < 1 else []
+    def words(self, visit: Visit, edits: Edits | None = None) -> str:
+        """What the sliders do, in words: "Smile +1.5, Age −1"; of the current edits, or of others."""
+        directions, edits = self.directions(visit), edits or visit.edits
+        moved = {directions[name].label: value for name, value in edits.strengths.items() if name in directions}
+        words = [f"{label} {value:+g}".replace("-", "−") for label, value in moved.items()]
+        words += [f"fidelity {edits.fidelity:g}"] if edits.fidelity < 1 else []
+        if visit.second is not None:
+            words += [f"{part} {amount:g}" for part, amount in asdict(edits.mix).items() if amount]
+        words += [f"{edits.region} only"] if edits.region != "everything" else []
         return ", ".join(words) or "No edits"
 
     def where(self, name: str) -> str:
@@ -262,6 +415,11 @@ class Studio:
         model = self.editor(name).model
         device = "CPU" if model.device.type == "cpu" else f"GPU ({model.device})"
         return f"{Path(name).name} {model.resolution} px · {device} · {model.precision}"
+
+
+def _key(label: str) -> str:
+    """The name of a visit's own slider, which no slider of a model has."""
+    return "own-" + re.sub(r"\W+", "_", " ".join(label.split()))[:LONGEST_LABEL]
 
 
 def label(name: str) -> str:

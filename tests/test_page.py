@@ -320,12 +320,58 @@ def test_before_after_and_the_photo_have_their_tabs(page):
     page.wait_for_function("() => document.querySelector('#whole img')?.naturalWidth === 512")
 
 
+def test_an_edit_can_be_kept_to_a_part_of_the_face(page, tmp_path):
+    number(page, "Age").fill("3")
+    settled(page, "Age +3")
+    page.get_by_role("tab", name="In the photo").click()
+    page.locator("#region").get_by_label("Mouth").check()
+    expect(page.locator("#status")).to_contain_text("mouth only")
+    original = Image.open(ASTRONAUT).convert("RGB")
+    mouth = download(page, "#save-photo", tmp_path / "edited-photo.png")
+    assert '"region": "mouth"' in mouth.text["Settings"]
+    page.locator("#undo").click()
+    expect(page.locator("#region input:checked")).to_have_value("everything")
+    everything = download(page, "#save-photo", tmp_path / "edited-photo.png")
+    small, large = (ImageChops.difference(each.convert("RGB"), original).getbbox() for each in (mouth, everything))
+    assert small[3] - small[1] < (large[3] - large[1]) / 2
+
+
+def test_a_second_photo_is_mixed_in(page, mirrored):
+    first = source(page)
+    page.locator("#mixing .label-wrap").click()
+    page.locator("#second input[type=file]").set_input_files(mirrored)
+    assert settled(page, "The second photo is there") == first
+    slider = page.get_by_label("range slider for Morph")
+    slider.focus()
+    slider.press("End")  # the keyboard drags, too
+    morphed = settled(page, "morph 1")
+    assert morphed != first
+    number(page, "Morph").fill("0")
+    settled(page, "No edits")
+    for group in ("Coarse", "Middle", "Fine"):
+        number(page, f"{group} styles").fill("1")
+    assert settled(page, "coarse 1, middle 1, fine 1") == morphed
+    number(page, "Smile").fill("1")
+    settled(page, "Smile +1, coarse 1, middle 1, fine 1")
+    page.get_by_label("Remove Image").last.click()
+    assert settled(page, "The second photo is gone") != morphed
+    page.locator("#mixing .label-wrap").click()
+
+
 @pytest.mark.parametrize("name, size", [("face", (RESOLUTION, RESOLUTION)), ("photo", (512, 512))])
 def test_downloads_are_png_at_full_size(page, name, size, tmp_path):
     number(page, "Smile").fill("1.5")
     picture = download(page, f"#save-{name}", tmp_path / f"edited-{name}.png")
     assert (picture.format, picture.size) == ("PNG", size)
     assert '"smile": 1.5' in picture.text["Settings"]
+
+
+def test_a_film_of_a_slider_comes_as_a_gif(page, tmp_path):
+    page.locator("#film .label-wrap").click()
+    page.locator("#film-kind").get_by_label("GIF").check()
+    film = download(page, "#animate", tmp_path / "edited-film.gif")
+    assert film.n_frames == 48 and b"edited with AI" in film.info["comment"]
+    page.locator("#film .label-wrap").click()
 
 
 def test_undo_and_redo_by_button_and_keyboard(page):

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from test_editing import RESOLUTION, some_directions, tiny_model
 from e4e_core.checkpoints import save_model
 from editing import Editor
 from editing.__main__ import main
+from editing.animation import there_and_back
 from editing.folder import FEW, Workers
 from errors import ModelError, PhotoError
 
@@ -109,12 +111,34 @@ def test_inputs_and_results_of_one_run_are_never_overwritten(tiny, photo, tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == first  # older results give way
 
 
+@pytest.mark.parametrize("kind", ["gif", "mp4"])
+def test_a_film_of_a_slider_says_that_it_is_edited_and_nothing_of_the_camera(tiny, photo, tmp_path, kind):
+    out = tmp_path / "out"
+    assert main([str(photo), "--animate", "smile", "--edit", "age=1", "--format", kind, "--out", str(out)]) == 0
+    film = out / f"photo_smile.{kind}"
+    data = film.read_bytes()
+    assert b"edited with AI" in data and b"compositeWithTrainedAlgorithmicMedia" in data and b"SecretCamera" not in data
+    if kind == "gif":
+        picture = Image.open(film)
+        assert picture.size == (256, 256) and picture.n_frames == 48 and picture.info["loop"] == 0
+    else:
+        frames = imageio_ffmpeg.read_frames(str(film))
+        assert next(frames)["size"] == (256, 256) and sum(1 for _ in frames) == 48
+    assert [path.name for path in out.iterdir()] == [film.name]
+
+
+def test_a_path_goes_from_end_to_end_and_back():
+    path = there_and_back(-1, 3, 8)
+    assert path == pytest.approx([-1, 1 - 2 * 0.5**0.5, 1, 1 + 2 * 0.5**0.5, 3, 1 + 2 * 0.5**0.5, 1, 1 - 2 * 0.5**0.5])
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--edit", "smile"], "'smile' has no strength; write for example smile=1.5"),
         (["--edit", "smile="], "'smile=' has no strength; write for example smile=1.5"),
         (["--edit", "smile=lots"], "'smile=lots' has no number but 'lots'; write for example smile=1.5"),
+        (["--animate", "wink"], "This model has no direction 'wink'; choose one of smile, age."),
         (["--edit", "wink=1"], "This model has no direction 'wink'; choose one of smile, age."),
         (["--edit", "smile=nan"], "The strength of 'smile' cannot be nan; give a number from -3 to 3."),
         (["--edit", "smile=100"], "The strength of 'smile' cannot be 100.0; give a number from -3 to 3."),

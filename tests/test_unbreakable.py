@@ -19,7 +19,8 @@ from test_editing import some_directions, tiny_model
 from e4e_core.checkpoints import save_model
 from editing import Editor
 from errors import E4EError
-from page.page import FAILED, Page
+from page.incoming import FAILED
+from page.page import Page
 from page.presets import Edits, keep, own, read_settings
 from page.studio import Studio, Visit
 
@@ -109,9 +110,11 @@ def test_random_bytes_are_a_sentence(page, data):
 
 
 @QUICK
-@given(smile=ANYTHING, age=ANYTHING, fidelity=ANYTHING, rest=ANYTHING)
-def test_sliders_take_whatever_comes_and_stay_in_their_range(page, visit, smile, age, fidelity, rest):
-    moved = page.move("tiny", rest, visit, fidelity, {"smile": smile, "age": age})[page.visit]
+@given(smile=ANYTHING, age=ANYTHING, others=st.lists(ANYTHING, min_size=5, max_size=5), rest=ANYTHING)
+def test_sliders_take_whatever_comes_and_stay_in_their_range(page, visit, smile, age, others, rest):
+    sent = dict(zip(("fidelity", "mix", "keep", "region", "feather"), others, strict=True))
+    sent["strengths"] = {"smile": smile, "age": age}
+    moved = page.move(page._bank(visit), rest, visit, sent)[page.visit]
     assert all(-3 <= value <= 3 and value for value in moved.edits.strengths.values())
     assert 0 <= moved.edits.fidelity <= 1
     assert visit.edits == Edits()

@@ -1,0 +1,86 @@
+"""What comes over the network, checked, and what a handler answers when it cannot be done."""
+
+import base64
+import functools
+import html
+import io
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from errors import E4EError, PhotoError
+
+FAILED = "Something went wrong here; try again, and reload the page if it happens again."
+GONE = "There is no photo here, or its page was disconnected; choose one first."
+
+# All handlers that compute share one queue: one frame at a time, in the order of the events.
+RENDERING = {"concurrency_id": "rendering", "concurrency_limit": 1}
+# Pictures travel as data URLs, which Gradio need not convert and never writes to disk.
+RAW = {"preprocess": False, "postprocess": False, "api_visibility": "private"}
+# Handlers that show that they are at work, and those that answer at once.
+WORK = {"show_progress": "minimal", **RENDERING, **RAW}
+QUIETLY = {"show_progress": "hidden", **RENDERING, **RAW}
+
+log = logging.getLogger("e4e")
+
+
+def uploaded(file: Any, folder: str) -> Path | io.BytesIO:
+    """What a field sends: a file that Gradio has stored in its `folder`, or a data URL.
+
+    Gradio does not check the path for handlers without preprocessing: any other file of this machine is refused here.
+    """
+    try:
+        url = file.get("url") or ""
+        if url.startswith("data:"):
+            return io.BytesIO(base64.b64decode(url.partition(",")[2]))
+        path = Path(file["path"])
+        if path.resolve().is_relative_to(Path(folder).resolve()):
+            return path
+    except (AttributeError, KeyError, TypeError, ValueError, OSError):  # what no browser sends
+        pass
+    raise PhotoError("What the browser sent is not a file it uploaded; choose the file again.")
+
+
+def uploaded_file(file: Any, folder: str) -> Path:
+    """As `uploaded`, for fields that never send a data URL."""
+    source = uploaded(file, folder)
+    if isinstance(source, Path):
+        return source
+    raise PhotoError("What the browser sent is not a file it uploaded; choose the file again.")
+
+
+def number_of(choices: Any, index: Any) -> int:
+    """`index`, as it came over the network, if it is one of `choices`."""
+    if type(index) is not int or not 0 <= index < len(choices):
+        raise PhotoError("That choice is not there any more; reload the page and choose again.")
+    return index
+
+
+def chosen(choices: Any, index: Any) -> Any:
+    return choices[number_of(choices, index)]
+
+
+def check_open(visit: Any) -> None:
+    if visit.session is None:
+        raise PhotoError(GONE)
+
+
+def in_sentences(handler: Callable[..., dict], answer: Callable[[str], dict]) -> Callable[..., dict]:
+    """The handler with its errors as sentences: in `answer` and, so that nobody misses it, in a notice."""
+
+    @functools.wraps(handler)
+    def wrapped(*inputs, **named):
+        try:
+            return handler(*inputs, **named)
+        except E4EError as error:
+            sentence = str(error)
+        except Exception:
+            log.exception("A handler of the page failed.")
+            sentence = FAILED
+        gr.Warning(html.escape(sentence, quote=False), title="Not done")
+        return answer(sentence)
+
+    return wrapped

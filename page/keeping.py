@@ -1,0 +1,71 @@
+"""Edits that outlast a moment: presets in the browser, settings in files."""
+
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from page.incoming import QUIETLY, chosen, uploaded_file
+from page.layout import Layout
+from page.parts import status_line
+from page.presets import Edits, built_in, edits_within, keep, own, read_settings
+from page.studio import Visit
+
+
+class Keeping(Layout):
+    """The handlers of "Presets and settings"."""
+
+    def _wire_keeping(self, edited: list) -> None:
+        """`edited`: what the edits change on the page."""
+        handle = self._in_sentences
+        self.presets.click(handle(self.apply_preset), [self.presets, self.kept, self.visit], edited, **QUIETLY)
+        for button, change in ((self.keep, self.keep_preset), (self.drop, self.drop_preset)):
+            inputs = [self.preset_name, self.kept, self.visit]
+            button.click(handle(change), inputs, [self.kept, self.presets, self.preset_name, self.status], **QUIETLY)
+        self.blocks.load(handle(self.list_presets), [self.kept, self.visit], [self.presets, self.status], **QUIETLY)
+        self.load_settings.upload(handle(self.apply_settings), [self.load_settings, self.visit], edited, **QUIETLY)
+
+    def _presets(self, model: str, kept: Any) -> dict[str, Edits]:
+        directions = self.studio.editor(model).directions
+        return {**built_in(directions), **own(kept, model, directions)}
+
+    def _chips(self, model: str, kept: Any) -> dict:
+        return {self.presets: gr.Dataset(samples=[[name] for name in self._presets(model, kept)])}
+
+    def list_presets(self, kept: Any, visit: Visit) -> dict:
+        return self._chips(visit.model, kept)
+
+    def apply_preset(self, index: Any, kept: Any, visit: Visit) -> dict:
+        """A preset is about the sliders; what is mixed in and where the edit may go stays."""
+        preset = chosen([*self._presets(visit.model, kept).values()], index)
+        edits = replace(visit.edits, strengths=preset.strengths, fidelity=preset.fidelity)
+        return self._edited(self.studio.edited(visit, edits))
+
+    def keep_preset(self, name: Any, kept: Any, visit: Visit) -> dict:
+        return self._kept(keep(kept, name, visit.model, visit.edits), visit, "The preset is kept in this browser.")
+
+    def drop_preset(self, name: Any, kept: Any, visit: Visit) -> dict:
+        return self._kept(keep(kept, name, visit.model, None), visit, "The preset is deleted.")
+
+    def _kept(self, kept: list[dict[str, Any]], visit: Visit, text: str) -> dict:
+        status = status_line(text, self.studio.where(visit.model))
+        return {self.kept: kept, **self._chips(visit.model, kept), self.preset_name: "", self.status: status}
+
+    def apply_settings(self, file: dict[str, Any] | None, visit: Visit) -> dict:
+        """The edits of a settings file, or of a picture that was downloaded here."""
+        if file is None:
+            return gr.skip()
+        path = uploaded_file(file, self.load_settings.GRADIO_CACHE)
+        try:
+            settings = read_settings(path)
+        finally:
+            self._drop_upload(path)
+        directions = self.studio.directions(visit)
+        visit = self.studio.edited(visit, edits_within(directions, settings))
+        missing = sum(name not in directions for name in settings["strengths"])
+        text = f"Settings loaded: {self.studio.words(visit)}."
+        if missing:
+            text += f" {missing} of their sliders {'is' if missing == 1 else 'are'} not this model's and left out."
+        if visit.edits.mix and visit.second is None:
+            text += " They mix in a second photo; choose it under “Mix with a second photo”."
+        return self._edited(visit, text)

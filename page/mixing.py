@@ -1,0 +1,50 @@
+"""The second photo, whose styles are mixed into the first."""
+
+from typing import Any
+
+import gradio as gr
+
+from page.incoming import WORK, uploaded
+from page.layout import Layout
+from page.parts import FIELD, amount_slider, as_value, data_url, smaller
+from page.studio import Visit
+
+AMOUNTS = {  # the parts of editing.mixing.Mix, and what they are called
+    "morph": ("Morph", "All the way to the second face at 1"),
+    "coarse": ("Coarse styles", "Pose, shape of the face, hair"),
+    "middle": ("Middle styles", "Features, expression"),
+    "fine": ("Fine styles", "Colours, light, skin"),
+}
+
+
+class Mixing(Layout):
+    """The accordion "Mix with a second photo"."""
+
+    def _lay_out_mixing(self) -> None:
+        with gr.Accordion("Mix with a second photo", open=False, elem_id="mixing", elem_classes="card"):
+            self.second = gr.Image(
+                label="Second photo", sources=["upload", "clipboard"], buttons=[], height=150, elem_id="second"
+            )
+            self.amounts = {part: amount_slider(part, *words) for part, words in AMOUNTS.items()}
+
+    def _wire_mixing(self, edited: list) -> None:
+        """`edited`: what the edits change on the page."""
+        inputs, outputs = [self.second, self.visit], [*edited, self.second]
+        for event in (self.second.input, self.second.clear):
+            event(self._in_sentences(self.open_second), inputs, outputs, show_progress_on=[self.status], **WORK)
+
+    def open_second(self, file: dict[str, Any] | None, visit: Visit) -> dict:
+        """Another second photo, or none any more; one without a face leaves what was there."""
+        if file is None:
+            return {
+                **self._edited(self.studio.open_second(visit, None), "The second photo is gone."),
+                self.second: None,
+            }
+        source = uploaded(file, self.second.GRADIO_CACHE)
+        try:
+            visit = self.studio.open_second(visit, source)
+        finally:
+            self._drop_upload(source)
+        text = "" if visit.edits.mix else "The second photo is there; move Morph, or take some of its styles."
+        shown = as_value(data_url(smaller(visit.second.picture, FIELD)))
+        return {**self._edited(visit, text), self.second: shown}
