@@ -72,7 +72,7 @@
     if (waiting) return;
     waiting = true;
     setTimeout(() => { waiting = false; name(); }, 100);
-  }).observe(document, { childList: true, subtree: true });
+  }).observe(document, { childList: true, characterData: true, subtree: true });
 
   document.addEventListener("keydown", (event) => {
     const key = event.key.toLowerCase();
