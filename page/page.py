@@ -276,16 +276,15 @@ class Page(Downloads, Exploring, Keeping, Mixing):
     def _rested(self, visit: Visit, text: str = "") -> dict:
         """The full result, and what was before it."""
         shown = self._show(visit, preview=False, text=text)
-        visit = shown[self.visit]
-        if visit.full is not None and visit.edits == visit.history.edits:
-            shown[self.visit] = visit = replace(
-                visit, history=visit.history.drawn(data_url(smaller(visit.full, SMALL)))
-            )
-        return {**shown, **self._can_step(visit)}
+        return {**shown, **self._can_step(shown[self.visit])}
 
     def _can_step(self, visit: Visit) -> dict:
+        """What was before and after, and the picture of where the sliders rest now."""
+        if visit.full is not None and visit.edits == visit.history.edits:
+            visit = replace(visit, history=visit.history.drawn(data_url(smaller(visit.full, SMALL))))
         at, steps = visit.history.at, visit.history.steps
         return {
+            self.visit: visit,
             self.undo: gr.Button(interactive=at > 0),
             self.redo: gr.Button(interactive=at < len(steps) - 1),
             self.strip: self._strip(visit) if len(steps) > 1 else [],
