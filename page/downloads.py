@@ -15,7 +15,8 @@ from editing.export import save_png
 from page.incoming import RAW, WORK, check_open
 from page.layout import Layout
 from page.parts import status_line
-from page.studio import MORPH, Visit, milliseconds
+from page.sheets import MORPH, film, grid
+from page.studio import Visit, milliseconds
 
 
 class Downloads(Layout):
@@ -67,7 +68,7 @@ class Downloads(Layout):
     ) -> dict:
         check_open(visit)
         kind = "gif" if kind == "GIF" else "mp4"
-        pictures = self.studio.film(visit, path, whole is True, 512 if kind == "gif" else 1024)
+        pictures = film(self.studio, visit, path, whole is True, 512 if kind == "gif" else 1024)
         name, start = f"edited-film.{kind}", time.perf_counter()
         shown = progress.tqdm(pictures, desc="Making the film", total=FRAMES, unit="pictures")
         made = self._download(visit, name, lambda target: save_film(shown, target), "")
@@ -88,7 +89,7 @@ class Downloads(Layout):
 
     def download_grid(self, visit: Visit) -> dict:
         check_open(visit)
-        return self._picture(visit, self.studio.grid(visit), "edited-grid.png")
+        return self._picture(visit, grid(self.studio, visit), "edited-grid.png")
 
     def download_settings(self, visit: Visit) -> dict:
         settings = self.studio.settings(visit)

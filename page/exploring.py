@@ -7,6 +7,7 @@ import gradio as gr
 
 from editing.packing import LONGEST_LABEL, pack
 from errors import PhotoError
+from page import own
 from page.incoming import QUIETLY, WORK, number_of, uploaded_file
 from page.layout import Layout
 from page.parts import as_value, data_url, status_line
@@ -93,7 +94,7 @@ class Exploring(Layout):
         sheet = sheet if type(sheet) is int and 0 <= sheet < PAGES else 0
         numbers = range(sheet * ROWS, min((sheet + 1) * ROWS, COMPONENTS))
         pictures = self.studio.explore(visit, self._look(visit, *fields), numbers)
-        captions = [f"{number} {sign}" for number in numbers for sign in "−0+"]
+        captions = [f"{number} {sign}".strip() for number in numbers for sign in ("−", "", "+")]
         return [
             {"image": as_value(data_url(picture)), "caption": caption}
             for picture, caption in zip(pictures, captions, strict=False)
@@ -126,11 +127,11 @@ class Exploring(Layout):
     def keep_component(self, number: Any, name: Any, visit: Visit, *fields: Any) -> dict:
         if type(number) is not int or not 0 <= number < COMPONENTS:
             raise PhotoError("No component is chosen; click on one of the small pictures first.")
-        visit = self.studio.keep_component(visit, self._look(visit, *fields), number, name)
+        visit = own.keep(self.studio, visit, self._look(visit, *fields), number, name)
         return self._with_own(visit, "The slider is kept, under “My own”.")
 
     def drop_component(self, name: Any, visit: Visit) -> dict:
-        return self._with_own(self.studio.drop_own(visit, name), "The slider is deleted.")
+        return self._with_own(own.drop(self.studio, visit, name), "The slider is deleted.")
 
     def load_sliders(self, file: Any, visit: Visit) -> dict:
         if file is None:
@@ -143,16 +144,16 @@ class Exploring(Layout):
         finally:
             self._drop_upload(path)
         before = len(visit.own.get(visit.model, {}))
-        visit = self.studio.load_own(visit, data)
+        visit = own.load(self.studio, visit, data)
         count = len(visit.own[visit.model]) - before
         return self._with_own(visit, f"{count} new slider{'' if count == 1 else 's'}, under “My own”.")
 
     def save_sliders(self, visit: Visit) -> dict:
-        own = visit.own.get(visit.model)
-        if not own:
+        sliders = visit.own.get(visit.model)
+        if not sliders:
             raise PhotoError("There are no sliders of your own yet; keep one first.")
         text = "The file holds your sliders for this model, nothing of the photo."
-        return self._download(visit, "my-sliders.safetensors", lambda path: Path(path).write_bytes(pack(own)), text)
+        return self._download(visit, "my-sliders.safetensors", lambda path: Path(path).write_bytes(pack(sliders)), text)
 
     def _with_own(self, visit: Visit, text: str) -> dict:
         return {**self._edited(visit, text), **self._banked(visit), self.own_name: ""}

@@ -127,6 +127,9 @@ class Layout:
                 self.save_photo = gr.Button("Download photo", elem_id="save-photo")
                 another = gr.Button("New photo", elem_id="another")
             another.click(fn=None, js=BROWSE)
+        self.strip = gr.Gallery(
+            show_label=False, container=False, columns=8, allow_preview=False, buttons=[], elem_id="strip"
+        )
         self.file = gr.DownloadButton(visible="hidden", elem_id="file")
         self.status = gr.HTML(status_line("Ready for a photo.", self.studio.where(self.start)), elem_id="status")
 

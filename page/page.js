@@ -17,7 +17,7 @@
 
   // What these set must not be overtaken by a movement before it.
   document.addEventListener("click", (event) => {
-    if (event.target.closest("#undo, #redo, #reset-all, #presets")) clearTimeout(timer);
+    if (event.target.closest("#undo, #redo, #reset-all, #presets, #strip")) clearTimeout(timer);
   }, true);
 
   // The row of small pictures that was chosen; another page of them has none.
@@ -58,6 +58,13 @@
       const label = button.closest(".head")?.querySelector("input")?.getAttribute("aria-label");
       if (label) set(button, "aria-label", label.replace(/^number input for/, "Reset"));
     });
+    each("#strip .thumbnail-item", (button) => { // their captions, which only these read, say where the sliders stood
+      const words = button.querySelector(".caption-label")?.textContent.trim() ?? "";
+      if (!words) return;
+      set(button, "aria-label", words.replace(/^Now: /, "Back to: "));
+      set(button, "aria-pressed", String(words.startsWith("Now: ")));
+      set(button, "title", words);
+    });
     each("#compare img", (picture, index) => set(picture, "alt", ["Before", "After"][index]));
   };
   let waiting = false;
@@ -65,7 +72,7 @@
     if (waiting) return;
     waiting = true;
     setTimeout(() => { waiting = false; name(); }, 100);
-  }).observe(document, { childList: true, subtree: true });
+  }).observe(document, { childList: true, characterData: true, subtree: true });
 
   document.addEventListener("keydown", (event) => {
     const key = event.key.toLowerCase();

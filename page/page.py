@@ -21,6 +21,7 @@ from page.exploring import Exploring
 from page.incoming import QUIETLY, RAW, RENDERING, WORK, chosen, in_sentences, number_of, uploaded
 from page.keeping import Keeping
 from page.mixing import Mixing
+from page.own import OWN
 from page.parts import (
     FIELD,
     LONGEST,
@@ -34,7 +35,7 @@ from page.parts import (
 )
 from page.presets import Edits
 from page.refining import Refining
-from page.studio import OWN, Visit, label, milliseconds
+from page.studio import SMALL, Visit, label, milliseconds
 
 VIEWS = ("face", "compare", "photo")  # the tabs, in order
 
@@ -92,7 +93,7 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
             + [keep.input, self.region.input, self.settle.click],
             self._in_sentences(move),
             [self.rest, self.visit, *places.values()],
-            [self.visit, *self.pictures, self.status, self.undo, self.redo],
+            [self.visit, *self.pictures, self.status, self.undo, self.redo, self.strip],
             js="(rest, ...others) => [window.slidersRest(), ...others]",
             trigger_mode="always_last",
             show_progress="hidden",
@@ -117,7 +118,7 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
         return [self.face, self.compare, self.whole]
 
     def _wire(self) -> None:
-        shown = [self.visit, *self.pictures, self.status, self.undo, self.redo]
+        shown = [self.visit, *self.pictures, self.status, self.undo, self.redo, self.strip]
         edited = [*shown, self.levels]
         opened = [*edited, self.photo, self.faces, self.crop, self.face_part, self.crop_part]
         opened += [self.welcome, self.workspace]
@@ -138,6 +139,7 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
         steps = {"trigger_mode": "multiple", **QUIETLY}
         self.undo.click(handle(self.step_back), [self.visit], edited, **steps)
         self.redo.click(handle(self.step_forth), [self.visit], edited, **steps)
+        self.strip.select(handle(self.choose_step), [self.visit], edited, **steps)
         self.reset.click(handle(self.reset_all), [self.visit], edited, **steps)
 
         self._wire_mixing(edited)
@@ -244,7 +246,7 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
             return self._show(visit, preview=True)
         if visit.full is not None:  # it is what stands there
             return {self.visit: visit, **self._can_step(visit)}
-        return {**self._show(visit, preview=False), **self._can_step(visit)}
+        return self._rested(visit)
 
     def step_back(self, visit: Visit) -> dict:
         return self._step(visit, -1)
@@ -255,6 +257,10 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
     def _step(self, visit: Visit, by: int) -> dict:
         stepped = self.studio.step(visit, by)
         return gr.skip() if stepped is None else self._edited(stepped)
+
+    def choose_step(self, event: gr.SelectData, visit: Visit) -> dict:
+        """One of the small pictures of what was before."""
+        return self._edited(self.studio.go(visit, chosen(visit.history.window, event.index)))
 
     def reset_all(self, visit: Visit) -> dict:
         return self._edited(self.studio.edited(visit, Edits()))
@@ -267,14 +273,34 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
         face = visit.session.face if visit.session else 0
         # The time makes each text a new one, so that the same edits set the sliders again.
         levels = json.dumps({**visit.edits.plain(), "face": face, "time": time.time_ns()})
-        return {**self._show(visit, preview=False, text=text), **self._can_step(visit), self.levels: levels}
+        return {**self._rested(visit, text), self.levels: levels}
+
+    def _rested(self, visit: Visit, text: str = "") -> dict:
+        """The full result, and what was before it."""
+        shown = self._show(visit, preview=False, text=text)
+        return {**shown, **self._can_step(shown[self.visit])}
 
     def _can_step(self, visit: Visit) -> dict:
+        """What was before and after, and the picture of where the sliders rest now."""
+        if visit.full is not None and visit.edits == visit.history.edits:
+            visit = replace(visit, history=visit.history.drawn(data_url(smaller(visit.full, SMALL))))
         at, steps = visit.history.at, visit.history.steps
         return {
+            self.visit: visit,
             self.undo: gr.Button(interactive=at > 0),
             self.redo: gr.Button(interactive=at < len(steps) - 1),
+            self.strip: self._strip(visit) if len(steps) > 1 else [],
         }
+
+    def _strip(self, visit: Visit) -> list[dict[str, Any]]:
+        history = visit.history
+        return [
+            {
+                "image": as_value(history.thumbs[each] or visit.before),
+                "caption": ("Now: " if each == history.at else "") + self.studio.words(visit, history.steps[each]),
+            }
+            for each in history.window
+        ]
 
     def _show(self, visit: Visit, preview: bool, text: str = "") -> dict:
         """The result in the open tab."""

@@ -1,39 +1,36 @@
 """The models that all pages share, and what each open page holds; nothing here knows of Gradio."""
 
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from e4e_core.checkpoints import load_model, registry
-from editing import Direction, DirectionSet, Editor, Session
-from editing.animation import there_and_back
-from editing.packing import LONGEST_LABEL, MOST, unpack
+from editing import DirectionSet, Editor, Session
 from editing.refine import Progress, Refinement, refine_codes, tune_generator
 from editing.unsupervised import ganspace, sefa
-from errors import ModelError, PhotoError
+from errors import ModelError
 from page.presets import Edits, edits_within
 
 PREVIEW = 256  # pixels; what follows the hand where full pictures would lag behind it
 SLOW = 120  # ms; full pictures that take longer are preceded by previews
 MODELS = 3  # models kept in memory; a published one needs more than a gigabyte
-MORPH = " morph"  # the path of a film that is no slider; no direction has a space in its name
 METHODS = {"GANSpace": ganspace, "SeFa": sefa}
 COMPONENTS = 40  # of each method
 KEPT = 8  # sets of components kept for all pages; the largest takes 1.5 MB
 THUMB = 128  # pixels of a thumbnail
-OWN = "My own"  # the heading of the sliders that a visit keeps for itself
 STEPS = 100  # edits that can be undone
 TUNED_BYTES = 2 * 2**30  # of all tuned generators together, each of which goes with its page
 LENT_SECONDS = 12  # a refinement may take on a GPU that is lent by the call
+SHOWN = 8  # of them as pictures
+SMALL = 96  # pixels of such a picture
 
 
 @dataclass(frozen=True)
@@ -47,20 +44,34 @@ class Look:
 
 @dataclass(frozen=True)
 class History:
-    """The edits of one face at which the sliders came to rest, and which of them is current."""
+    """The edits of one face at which the sliders came to rest, which of them is current, and how each looked.
+
+    `thumbs` are small pictures as data URLs, one for each step; "" is one that was never drawn.
+    """
 
     steps: tuple[Edits, ...] = (Edits(),)
     at: int = 0
+    thumbs: tuple[str, ...] = ("",)
 
     @property
     def edits(self) -> Edits:
         return self.steps[self.at]
 
+    @property
+    def window(self) -> range:
+        """The steps to show: the last ones, or those from the current one on."""
+        first = min(max(0, len(self.steps) - SHOWN), self.at)
+        return range(first, min(first + SHOWN, len(self.steps)))
+
     def rested(self, edits: Edits) -> "History":
         if edits == self.edits:
             return self
         steps = (*self.steps[: self.at + 1], edits)[-STEPS:]
-        return History(steps, len(steps) - 1)
+        return History(steps, len(steps) - 1, (*self.thumbs[: self.at + 1], "")[-STEPS:])
+
+    def drawn(self, thumb: str) -> "History":
+        """With the picture of the current step."""
+        return replace(self, thumbs=(*self.thumbs[: self.at], thumb, *self.thumbs[self.at + 1 :]))
 
 
 @dataclass(frozen=True)
@@ -279,35 +290,6 @@ class Studio:
         own = visit.own.get(visit.model)
         return self._thumbs(visit.model, own, visit.session, visit.second, visit.edits, steps)
 
-    def keep_component(self, visit: Visit, look: Look, number: int, label: Any) -> Visit:
-        """The visit with one more slider of its own. Raises PhotoError without a name, or when there are too many."""
-        found = [*self.components(visit, look).values()]
-        if number >= len(found):
-            raise PhotoError("That component is not there; choose another one.")
-        label = " ".join(str(label or "").split())[:LONGEST_LABEL]
-        if not label:
-            raise PhotoError("A slider needs a name; type one and try again.")
-        return self._owning(visit, [replace(found[number], label=label, group=OWN, low=-look.reach, high=look.reach)])
-
-    def load_own(self, visit: Visit, data: bytes) -> Visit:
-        """The visit with the sliders of a file added to its own. Raises DirectionError, see `unpack`."""
-        model = self.editor(visit.model).model
-        return self._owning(visit, [*unpack(data, OWN, model.num_layers, model.latent_dim).values()])
-
-    def drop_own(self, visit: Visit, label: Any) -> Visit:
-        """The visit without one of its own sliders. Raises PhotoError if there is none of that name."""
-        own = dict(visit.own.get(visit.model, {}))
-        if own.pop(_key(str(label or "")), None) is None:
-            raise PhotoError("There is no slider of your own of that name; type the name of one that is there.")
-        visit = replace(visit, own={**visit.own, visit.model: DirectionSet(own)})
-        return self.edited(visit, edits_within(self.directions(visit), visit.edits.plain()))
-
-    def _owning(self, visit: Visit, sliders: list[Direction]) -> Visit:
-        own = {**visit.own.get(visit.model, {}), **{_key(each.label): each for each in sliders}}
-        if len(own) > MOST:
-            raise PhotoError(f"A visit keeps {MOST} sliders of its own; delete one before you keep another.")
-        return replace(visit, own={**visit.own, visit.model: DirectionSet(own)}, full=None)
-
     def move(self, visit: Visit, sent: Mapping[str, Any], rest: bool) -> Visit:
         """The visit with its sliders elsewhere, see `edits_within`; `rest` makes that a step which can be undone."""
         edits = edits_within(self.directions(visit), sent)
@@ -322,9 +304,11 @@ class Studio:
         """One step back (by = -1) or forth again (1); None if there is none."""
         history = visit.history.rested(visit.edits)
         at = history.at + by
-        if not 0 <= at < len(history.steps):
-            return None
-        return replace(visit, edits=history.steps[at], history=History(history.steps, at), full=None)
+        return self.go(replace(visit, history=history), at) if 0 <= at < len(history.steps) else None
+
+    def go(self, visit: Visit, at: int) -> Visit:
+        """To one of the steps of the history."""
+        return replace(visit, edits=visit.history.steps[at], history=replace(visit.history, at=at), full=None)
 
     def render(self, visit: Visit, preview: bool = False) -> tuple[Visit, Image.Image, str]:
         """(visit, result, how long it took); a preview only if asked for, and only where full pictures are slow."""
@@ -346,51 +330,6 @@ class Studio:
         session = visit.session if visit.backdrop is None else replace(visit.session, photo=visit.backdrop)
         return self._lay(visit.model, session, picture, visit.edits)
 
-    def grid(self, visit: Visit) -> Image.Image:
-        """Every slider at its lower end, at 0 and at its upper end, added to the edits as they stand."""
-        model, directions = self.editor(visit.model).model, self.directions(visit)
-        if not directions:
-            raise PhotoError("This model comes without sliders, so there is no grid; choose another model.")
-        side = min(PREVIEW, model.resolution)
-        font = ImageFont.load_default(18)
-        wide = max(round(font.getlength(direction.label)) for direction in directions.values()) + 32
-        rows = []
-        for name, direction in directions.items():
-            ends = [{**visit.edits.strengths, name: value} for value in (direction.low, 0, direction.high)]
-            pictures = [self.draw(visit, replace(visit.edits, strengths=strengths), side) for strengths in ends]
-            size = [PREVIEW * n // max(pictures[0].size) for n in pictures[0].size]
-            rows.append((direction, [picture.resize(size) for picture in pictures]))
-        height = max(picture.height for _, pictures in rows for picture in pictures)
-        sheet = Image.new("RGB", (wide + 3 * PREVIEW, 40 + height * len(rows)), "white")
-        draw = ImageDraw.Draw(sheet)
-        for column, sign in enumerate("−0+"):
-            draw.text((wide + PREVIEW * (column + 0.5), 20), sign, "black", font, anchor="mm")
-        for row, (direction, pictures) in enumerate(rows):
-            draw.text((16, 40 + height * (row + 0.5)), direction.label, "black", font, anchor="lm")
-            for column, picture in enumerate(pictures):
-                sheet.paste(picture, (wide + PREVIEW * column, 40 + height * row))
-        return sheet
-
-    def film(self, visit: Visit, path: Any, whole: bool, side: int) -> Iterator[Image.Image]:
-        """A slider's way from end to end and back, or the morph's (MORPH), with the other edits as they are.
-
-        whole: the photo with each picture in it. side: pixels that a picture needs at least, if the model has them.
-        Raises: PhotoError at once for a path that is not there and for a morph without a second photo.
-        """
-        directions = self.directions(visit)
-        if path == MORPH:
-            if visit.second is None:
-                raise PhotoError("There is no second photo to morph to; choose one under “Mix with a second photo”.")
-            steps = [replace(visit.edits, mix=replace(visit.edits.mix, morph=at)) for at in there_and_back(0, 1)]
-        elif isinstance(path, str) and path in directions:
-            way = there_and_back(directions[path].low, directions[path].high)
-            steps = [replace(visit.edits, strengths={**visit.edits.strengths, path: at}) for at in way]
-        else:
-            raise PhotoError("There is nothing to animate; choose one of the sliders.")
-        size = side if side < self.editor(visit.model).model.resolution else None
-        pictures = ((edits, self.draw(visit, edits, size)) for edits in steps)
-        return (self.paste(replace(visit, edits=edits), each) if whole else each for edits, each in pictures)
-
     def settings(self, visit: Visit) -> dict[str, Any]:
         """What a file says about how it was made, as JSON values; `page.presets.read_settings` reads it again."""
         settings = {"model": Path(visit.model).name, **visit.edits.plain()}
@@ -407,6 +346,8 @@ class Studio:
         words += [f"fidelity {edits.fidelity:g}"] if edits.fidelity < 1 else []
         if visit.second is not None:
             words += [f"{part} {amount:g}" for part, amount in asdict(edits.mix).items() if amount]
+        kept = [directions[name].label for name in edits.keep if name in directions]
+        words += [f"{' and '.join(kept)} kept"] if kept and words else []
         words += [f"{edits.region} only"] if edits.region != "everything" else []
         return ", ".join(words) or "No edits"
 
@@ -415,11 +356,6 @@ class Studio:
         model = self.editor(name).model
         device = "CPU" if model.device.type == "cpu" else f"GPU ({model.device})"
         return f"{Path(name).name} {model.resolution} px · {device} · {model.precision}"
-
-
-def _key(label: str) -> str:
-    """The name of a visit's own slider, which no slider of a model has."""
-    return "own-" + re.sub(r"\W+", "_", " ".join(label.split()))[:LONGEST_LABEL]
 
 
 def label(name: str) -> str:

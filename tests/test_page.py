@@ -414,6 +414,53 @@ def test_refining_comes_closer_is_cancelled_and_goes_back(page):
     assert settled(page, "Back to the inversion.") == encoded
 
 
+def test_small_pictures_lead_back_to_where_the_sliders_rested(page):
+    number(page, "Smile").fill("2")
+    smiling = settled(page, "Smile +2")
+    number(page, "Age").fill("1")
+    settled(page, "Smile +2, Age +1")
+    expect(page.locator("#strip .thumbnail-item").last).to_have_attribute("aria-label", "Back to: Smile +2, Age +1")
+    page.locator("#strip").get_by_label("Smile +2", exact=True).last.click()
+    expect(number(page, "Age")).to_have_value("0")
+    assert settled(page, "Smile +2") == smiling
+    expect(page.locator("#redo")).to_be_enabled()
+
+
+def test_what_is_kept_unchanged_changes_what_the_others_do(page):
+    number(page, "Smile").fill("2")
+    before = settled(page, "Smile +2")
+    page.locator("#keep input").click()
+    page.get_by_role("option", name="Age").click()
+    assert settled(page, "Smile +2, Age kept") != before
+    page.locator("#undo").click()
+    assert settled(page, "Smile +2") == before
+
+
+def test_a_component_becomes_a_slider_of_this_visit_alone(visit):
+    page, other = visit(), visit()
+    page.locator("#exploring .label-wrap").click()  # on a mean face, before there is a photo
+    expect(page.locator("#rows img")).to_have_count(12)
+    mean = page.locator("#rows img").nth(1).get_attribute("src")
+    upload(page, ASTRONAUT)
+    expect(page.locator("#rows img").nth(1)).not_to_have_attribute("src", mean)
+    number(page, "Smile").fill("1")
+    settled(page, "Smile +1")
+    ends = page.locator("#rows img").nth(3).get_attribute("src")
+    number(page, "To layer").fill("3")
+    expect(page.locator("#rows img").nth(3)).not_to_have_attribute("src", ends)
+    page.locator("#rows .thumbnail-item").nth(3).click()
+    expect(page.locator("#status")).to_contain_text("GANSpace 1 is chosen")
+    page.get_by_label("Name of the slider").fill("Beard <b>")
+    page.locator("#keep-own").click()
+    expect(number(page, "Beard <b>")).to_have_value("0")
+    expect(number(page, "Smile")).to_have_value("1")
+    number(page, "Beard <b>").fill("-2")
+    settled(page, "Smile +1, Beard <b> −2")
+    other.reload()
+    expect(other.locator("#fidelity")).to_be_visible()
+    expect(other.get_by_text("My own")).to_have_count(0)
+
+
 def test_presets_are_applied_kept_by_the_browser_and_deleted(visit):
     page = visit()
     upload(page, ASTRONAUT)

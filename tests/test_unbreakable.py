@@ -10,16 +10,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from gradio_client import Client, handle_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from safetensors.torch import save
 from test_editing import some_directions, tiny_model
 
 from e4e_core.checkpoints import save_model
 from editing import Editor
+from editing.packing import pack
 from errors import E4EError
 from page.incoming import FAILED
+from page.own import OWN
 from page.page import Page
 from page.presets import Edits, keep, own, read_settings
 from page.studio import Studio, Visit
@@ -155,6 +159,68 @@ def test_settings_that_unfold_are_refused(page, visit, stored):
     assert "holds no settings" in said(page, page.apply_settings, {"path": str(stored / "deep.json")}, visit)
 
 
+FIELDS = ("GANSpace", 0, 7, 3.0)  # method, first and last layer, range
+
+
+@settings(QUICK, max_examples=15)
+@given(fields=st.lists(ANYTHING, min_size=4, max_size=4), sheet=ANYTHING, number=ANYTHING)
+def test_exploring_takes_whatever_comes(page, visit, fields, sheet, number):
+    assert len(page.look_again(visit, sheet, *fields)[page.rows]) == 12
+    answer = page._in_sentences(page.keep_component)(number, "mine", visit, *fields)
+    assert FAILED not in answer[page.status]
+
+
+def test_own_sliders_come_back_from_their_file_and_belong_to_one_visit(page, visit, stored):
+    kept = page.keep_component(1, " My  beard ", visit, "SeFa", 2, 4, 2.0)[page.visit]
+    slider = kept.own["tiny"]["own-My_beard"]
+    assert (slider.label, slider.group, slider.low, slider.high, slider.layers) == ("My beard", OWN, -2, 2, [2, 3, 4])
+    moved = page.move(page._bank(kept), True, kept, {"strengths": {"own-My_beard": 1.0}})[page.visit]
+    assert page.studio.words(moved) == "My beard +1"
+    assert [*page.studio.directions(visit)] == [*page.studio.directions(Visit("tiny"))] == ["smile", "age"]
+    (stored / "my.safetensors").write_bytes(pack(kept.own["tiny"]))
+    again = page.load_sliders({"path": str(stored / "my.safetensors")}, Visit("tiny"))[page.visit]
+    assert torch.equal(again.own["tiny"]["own-My_beard"].vectors, slider.vectors)
+    gone = page.drop_component("My beard", moved)[page.visit]
+    assert gone.edits == Edits() and not gone.own["tiny"]
+    assert "of that name" in said(page, page.drop_component, "My beard", gone)
+    assert "needs a name" in said(page, page.keep_component, 1, " ", visit, *FIELDS)
+    assert "click on one" in said(page, page.keep_component, None, "x", visit, *FIELDS)
+    assert "keep one first" in said(page, page.save_sliders, visit)
+
+
+def sliders_file(vectors: torch.Tensor, **changed) -> bytes:
+    words = {"x": {"label": "x", "range": [-1, 1], **changed}}
+    return save({"x": vectors}, {"directions": json.dumps(words)})
+
+
+HOSTILE_SLIDERS = {
+    "empty": b"",
+    "endless header": b"\xff" * 64,
+    "deep": (200_000).to_bytes(8, "little") + b"[" * 200_000,
+    "no words": save({"x": torch.ones(8, 16)}),
+    "another model": sliders_file(torch.ones(18, 512)),
+    "no numbers": sliders_file(torch.full((8, 16), float("nan"))),
+    "overflow": sliders_file(torch.full((8, 16), 1e38)),
+    "endless range": sliders_file(torch.ones(8, 16), range=[-1e308, 1e308]),
+    "no range": sliders_file(torch.ones(8, 16), range=[1, -1]),
+    "range of words": sliders_file(torch.ones(8, 16), range="ab"),
+    "many": save(
+        {str(n): torch.ones(1) for n in range(99)}, {"directions": json.dumps({str(n): {} for n in range(99)})}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_SLIDERS)
+def test_hostile_slider_files_are_a_sentence(page, visit, stored, name):
+    (stored / "my.safetensors").write_bytes(HOSTILE_SLIDERS[name])
+    said(page, page.load_sliders, {"path": str(stored / "my.safetensors")}, visit)
+
+
+@pytest.mark.parametrize("path", ["../x", None, 5, ["smile"], " morph"])
+def test_films_of_what_is_not_there_are_a_sentence(page, visit, path):
+    said(page, page.download_film, visit, path, "GIF", False)
+
+
 def test_no_handler_needs_a_photo(page):
     for handler in (page.download_face, page.download_photo, page.download_grid):
         assert "choose one first" in said(page, handler, Visit("tiny"))
@@ -190,11 +256,14 @@ def test_a_program_edits_a_photo(client):
         face=0,
         whole=True,
         model="",
+        region="mouth",
+        feather=0.1,
         api_name="/edit",
     )
     picture = Image.open(path)
     assert picture.size == (report["width"], report["height"]) == Image.open(ASTRONAUT).size
-    assert json.loads(picture.text["Settings"])["strengths"] == {"smile": 1.5}
+    made = json.loads(picture.text["Settings"])
+    assert (made["strengths"], made["region"]) == ({"smile": 1.5}, "mouth")
     assert "compositeWithTrainedAlgorithmicMedia" in picture.info["XML:com.adobe.xmp"]
     face, report = client.predict(photo=handle_file(str(ASTRONAUT)), api_name="/edit")  # the rest has its defaults
     assert Image.open(face).size == (32, 32) and report["face"] == 0
@@ -210,6 +279,8 @@ def test_a_program_edits_a_photo(client):
         ({"fidelity": 1e300}, "idelity"),
         ({"face": 99}, "no face 99"),
         ({"face": 0.5}, "whole number"),
+        ({"region": "../nose"}, "no region"),
+        ({"feather": 1e300}, "feather cannot be"),
         ({"model": "../../etc/passwd"}, "does not offer that model"),
         ({"model": str(ASTRONAUT.parent)}, "does not offer that model"),
     ],
@@ -245,7 +316,7 @@ def test_numbers_that_json_has_no_words_for_are_refused(served, client, number):
     "file", [{"path": "/etc/passwd"}, {"path": "../../etc/passwd"}, {"url": 5}, {"path": 5}, 5, [], "x"]
 )
 def test_only_uploaded_files_are_opened(page, visit, file):
-    for handler in (page.open_photo, page.apply_settings):
+    for handler in (page.open_photo, page.apply_settings, page.open_second, page.load_sliders):
         assert "not a file it uploaded" in said(page, handler, file, Visit("tiny"))
 
 
