@@ -21,6 +21,7 @@ import gradio as gr
 from e4e_core.checkpoints import default_model_name, load_or_demo, registry
 from editing import Editor
 from errors import E4EError, ModelError
+from limits import LIMITS, limit
 from page.page import Page
 from page.studio import Studio
 
@@ -59,10 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
+        limits = {name: limit(name) for name in LIMITS}  # a wrong one is told now, not when a visitor reaches it
         if chosen.port:  # a port in use is told at once, not after the model has been loaded
             socket.create_server((chosen.host or "127.0.0.1", chosen.port)).close()
         page = Page(*first_editor(chosen.model or default_model_name()))
-        page.blocks.queue(max_size=200).launch(
+        page.blocks.queue(max_size=limits["E4E_MAX_QUEUE"]).launch(
             server_name=chosen.host,
             server_port=chosen.port,
             theme=gr.themes.Base(neutral_hue="stone", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"]),
@@ -70,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
             head=f"<script>{(LOOK / 'page.js').read_text(encoding='utf-8')}</script>",
             footer_links=[],
             run_history=False,
-            max_file_size="100mb",
+            max_file_size=f"{limits['E4E_MAX_UPLOAD_MB']}mb",
             ssr_mode=False,
             quiet=True,
             prevent_thread_lock=True,

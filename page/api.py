@@ -18,7 +18,10 @@ from PIL import Image
 from editing.export import save_png
 from errors import DirectionError, E4EError, PhotoError
 from page.presets import Edits
-from page.studio import Studio, Visit, milliseconds
+from page.studio import Studio, Visit, is_out_of_memory, milliseconds
+
+FAILED = "Something went wrong here; check what you send and try again."
+FULL = "The memory of this machine does not suffice for that; try again later, or send a smaller photo."
 
 log = logging.getLogger("e4e")
 
@@ -76,7 +79,7 @@ def offer(studio: Studio, start: str) -> None:
     with gr.Column(visible=False):
         model = gr.Textbox(label="model")
         table = gr.JSON(label="directions")
-        gr.Button().click(_in_sentences(directions), [model], [table], api_name="directions", **queue)
+        gr.Button().click(_in_sentences(directions, studio), [model], [table], api_name="directions", **queue)
         inputs = [
             gr.File(label="photo"),
             gr.JSON(label="strengths", value={}),
@@ -86,7 +89,7 @@ def offer(studio: Studio, start: str) -> None:
             gr.Textbox(label="model"),
         ]
         output, report = gr.File(label="picture"), gr.JSON(label="report")
-        gr.Button().click(_in_sentences(edit), inputs, [output, report], api_name="edit", **queue)
+        gr.Button().click(_in_sentences(edit, studio), inputs, [output, report], api_name="edit", **queue)
 
 
 def _written(output: gr.File, picture: Image.Image, settings: dict[str, Any]) -> str:
@@ -96,7 +99,7 @@ def _written(output: gr.File, picture: Image.Image, settings: dict[str, Any]) ->
         return output.move_resource_to_block_cache(path)
 
 
-def _in_sentences(function: Callable) -> Callable:
+def _in_sentences(function: Callable, studio: Studio) -> Callable:
     """The function, its errors as the sentence that gradio_client raises."""
 
     @functools.wraps(function)
@@ -105,9 +108,11 @@ def _in_sentences(function: Callable) -> Callable:
             return function(*inputs)
         except E4EError as error:
             sentence = str(error)
-        except Exception:
+        except Exception as error:
             log.exception("An endpoint failed.")
-            sentence = "Something went wrong here; check what you send and try again."
+            sentence = FULL if is_out_of_memory(error) else FAILED
+        if sentence is FULL:
+            studio.free_memory()
         raise gr.Error(html.escape(sentence, quote=False), print_exception=False)
 
     return wrapped

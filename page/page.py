@@ -19,6 +19,7 @@ from PIL import Image
 from editing import Session
 from editing.export import save_png
 from errors import E4EError, PhotoError
+from limits import limit
 from page.api import offer
 from page.layout import Layout
 from page.parts import (
@@ -33,11 +34,14 @@ from page.parts import (
     zeros,
 )
 from page.presets import Edits, built_in, edits_within, keep, own, read_settings
-from page.studio import Visit, label, milliseconds
+from page.studio import Visit, is_out_of_memory, label, milliseconds
 
 VIEWS = ("face", "compare", "photo")  # the tabs, in order
 FAILED = "Something went wrong here; try again, and reload the page if it happens again."
 GONE = "There is no photo here, or its page was disconnected; choose one first."
+FULL = "The memory of this machine does not suffice for that; try again, or take a smaller photo."
+NONE_YET = "Choose a photo first; the sliders will act on it."
+DROPPED = "Others needed the room, so your photo is not kept any more; choose it again and your edits will act on it."
 
 # All handlers that compute share one queue: one frame at a time, in the order of the events.
 RENDERING = {"concurrency_id": "rendering", "concurrency_limit": 1}
@@ -173,9 +177,11 @@ class Page(Layout):
                 return handler(*inputs, **named)
             except E4EError as error:
                 sentence = str(error)
-            except Exception:
+            except Exception as error:
                 log.exception("A handler of the page failed.")
-                sentence = FAILED
+                sentence = FULL if is_out_of_memory(error) else FAILED
+            if sentence is FULL:
+                self.studio.free_memory()
             gr.Warning(html.escape(sentence, quote=False), title="Not done")
             return {self.status: status_line(sentence)}
 
@@ -208,6 +214,7 @@ class Page(Layout):
 
     def _open(self, visit: Visit, source: Path | io.BytesIO | Image.Image) -> dict:
         start = time.perf_counter()
+        self._make_room()
         visit = self.studio.open(visit, source)
         count = len(visit.session.faces)
         found = {0: "", 1: "Found a face."}.get(count, f"Found {count} faces; choose among them below the photo.")
@@ -247,7 +254,7 @@ class Page(Layout):
             return gr.skip()  # sliders of the model before, still on their way out
         visit = self.studio.move(visit, strengths, fidelity, rest is True)
         if visit.session is None:
-            return {self.visit: visit, self.status: status_line("Choose a photo first; the sliders will act on it.")}
+            return {self.visit: visit, self.status: status_line(DROPPED if visit.dropped else NONE_YET)}
         if rest is not True:
             if not self.studio.live:
                 return {self.visit: visit}
@@ -289,7 +296,8 @@ class Page(Layout):
     def _show(self, visit: Visit, preview: bool, text: str = "") -> dict:
         """The result in the open tab."""
         if visit.session is None:
-            return {self.visit: visit, self.status: status_line(text or f"{self.studio.words(visit)}. Choose a photo.")}
+            missing = DROPPED if visit.dropped else f"{self.studio.words(visit)}. Choose a photo."
+            return {self.visit: visit, self.status: status_line(text or missing)}
         visit, picture, speed = self.studio.render(visit, preview)
         if visit.view == "face":
             value = {self.face: as_value(data_url(picture))}
@@ -413,6 +421,13 @@ class Page(Layout):
             self.status: status_line(text, self.studio.where(visit.model)),
         }
 
+    def _make_room(self) -> None:
+        """Before another photo is kept: where there are too many, those go that nobody has touched for longest."""
+        others = list(self.blocks.state_holder.session_data.values())[:-1]  # the last used is the one that asks
+        holding = [state for state in others if self.visit._id in state and state[self.visit._id].session is not None]
+        for state in holding[: max(0, len(holding) + 1 - limit("E4E_MAX_PHOTOS"))]:
+            state[self.visit._id] = state[self.visit._id].without_photo()
+
     def forget(self, request: gr.Request) -> None:
         """The page was closed: its photo goes at once, not after Gradio's hour."""
         self.blocks.state_holder.delete_state(request.session_hash)
@@ -420,7 +435,7 @@ class Page(Layout):
 
 def _check_open(visit: Visit) -> None:
     if visit.session is None:
-        raise PhotoError(GONE)
+        raise PhotoError(DROPPED if visit.dropped else GONE)
 
 
 def _number_of(choices: Any, index: Any) -> int:
