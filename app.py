@@ -1,6 +1,7 @@
 """The page: a photo goes in, sliders move, the edited photo comes out. `page/` is how it looks and what it does."""
 
 import argparse
+import importlib.util
 import logging
 import os
 import socket
@@ -20,7 +21,7 @@ import gradio as gr
 
 from e4e_core.checkpoints import default_model_name, load_or_demo, registry
 from editing import Editor
-from errors import E4EError, ModelError
+from errors import E4EError, ModelError, SettingError
 from limits import LIMITS, limit
 from page.page import Page
 from page.studio import Studio
@@ -35,6 +36,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", help="a name from checkpoints/registry.toml, a published .pt file or a model folder")
     parser.add_argument("--host", help="address to listen on, 0.0.0.0 for the whole network (default: this machine)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    parser.add_argument("--mcp", action="store_true", help="also offer /directions and /edit as tools for AI agents")
     return parser.parse_args(arguments)
 
 
@@ -61,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         limits = {name: limit(name) for name in LIMITS}  # a wrong one is told now, not when a visitor reaches it
+        if chosen.mcp and importlib.util.find_spec("mcp") is None:
+            raise SettingError("--mcp needs one more package; install it with: pip install 'gradio[mcp]'")
         if chosen.port:  # a port in use is told at once, not after the model has been loaded
             socket.create_server((chosen.host or "127.0.0.1", chosen.port)).close()
         page = Page(*first_editor(chosen.model or default_model_name()))
@@ -72,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
             head=f"<script>{(LOOK / 'page.js').read_text(encoding='utf-8')}</script>",
             footer_links=[],
             run_history=False,
+            mcp_server=chosen.mcp,
+            state_session_capacity=10 * limits["E4E_MAX_PHOTOS"],  # Gradio's part of a visit, and of a program's
             max_file_size=f"{limits['E4E_MAX_UPLOAD_MB']}mb",
             ssr_mode=False,
             quiet=True,

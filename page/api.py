@@ -20,6 +20,7 @@ from errors import DirectionError, E4EError, PhotoError
 from page.presets import Edits
 from page.studio import Studio, Visit, is_out_of_memory, milliseconds
 
+STRENGTHS = {"type": "object", "additionalProperties": {"type": "number"}, "description": "slider -> strength"}
 FAILED = "Something went wrong here; check what you send and try again."
 FULL = "The memory of this machine does not suffice for that; try again later, or send a smaller photo."
 
@@ -30,7 +31,12 @@ def offer(studio: Studio, start: str) -> None:
     """Add the endpoints to the gr.Blocks that is being built; `start` is the model used where none is named."""
 
     def directions(model: str | None = None) -> list[dict[str, Any]]:
-        """The sliders of a model: name, label, group, low and high."""
+        """The sliders of a model.
+
+        Args:
+            model: one of the page's models, "" for its first one.
+        Returns: for each slider its name, label, group, low and high; 0 is the unedited face.
+        """
         found = studio.editor(model or start).directions
         return [
             {"name": name, "label": each.label, "group": each.group, "low": each.low, "high": each.high}
@@ -47,9 +53,14 @@ def offer(studio: Studio, start: str) -> None:
     ) -> tuple[str, dict[str, Any]]:
         """Edit a face of a photo.
 
-        photo: the file. strengths: direction -> strength, {} for none. fidelity: 0 … 1. face: 0 is the best one.
-        whole: the photo with the edited face in it; else the face alone. model: one of the page's, "" its first.
-        Returns a PNG at full size and {"faces", "face", "width", "height", "milliseconds"}.
+        Args:
+            photo: the picture file.
+            strengths: name of a slider -> strength between its low and high; {} is the face as the model sees it.
+            fidelity: 0 takes edits most cleanly, 1 is closest to the photo.
+            face: which of several faces, 0 for the best one.
+            whole: whether to return the photo with the edited face in it, or the face alone.
+            model: one of the page's models, "" for its first one.
+        Returns: a PNG at full size, and {"faces", "face", "width", "height", "milliseconds"}.
         """
         start_time = time.perf_counter()
         name = model or start
@@ -80,9 +91,11 @@ def offer(studio: Studio, start: str) -> None:
         model = gr.Textbox(label="model")
         table = gr.JSON(label="directions")
         gr.Button().click(_in_sentences(directions, studio), [model], [table], api_name="directions", **queue)
+        strengths = gr.JSON(label="strengths", value={})
+        strengths.api_info = lambda: STRENGTHS  # Gradio's own describes no JSON schema, which MCP clients refuse
         inputs = [
             gr.File(label="photo"),
-            gr.JSON(label="strengths", value={}),
+            strengths,
             gr.Number(label="fidelity", value=1),
             gr.Number(label="face", value=0),
             gr.Checkbox(label="whole", value=False),

@@ -215,7 +215,7 @@ class Studio:
         return sheet
 
     def free_memory(self) -> None:
-        """Give back what only makes the next picture faster. To be called outside of an `except`, which holds frames."""
+        """Give back what only makes the next picture faster; not within an `except`, whose frames hold more."""
         for editor in list(self._editors.values()):
             editor.renderer.forget_all()
         gc.collect()

@@ -30,7 +30,7 @@ def opened(page) -> Visit:
 @pytest.mark.parametrize("value", ["0", "-1", "1e3", "many", "٣", "10000000000", "1.5"])
 def test_a_limit_that_is_no_number_is_a_sentence_before_the_page_starts(monkeypatch, capsys, value):
     monkeypatch.setenv("E4E_MAX_QUEUE", value)
-    with pytest.raises(SettingError, match="E4E_MAX_QUEUE is .* set it to a whole number from 1 to 100000"):
+    with pytest.raises(SettingError, match=r"E4E_MAX_QUEUE is .* set it to a whole number from 1 to 100000"):
         limits.limit("E4E_MAX_QUEUE")
     assert app.main(["--model", "demo"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
