@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -90,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"app.py: the page cannot listen there ({error}); choose another --host or --port.", file=sys.stderr)
         return 2
     print(f"The page is at {page.blocks.local_url} (Ctrl+C ends it).", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's end is one in good order, too
     page.blocks.block_thread()
     return 0
 

@@ -48,7 +48,7 @@ def page(model: str) -> Iterator[tuple[str, int]]:
                 time.sleep(0.2)
             yield f"http://127.0.0.1:{port}/", process.pid
         finally:
-            process.terminate()
+            process.terminate()  # as a service manager would
             process.wait(30)
 
 

@@ -5,6 +5,7 @@ They hold nothing between calls, so that any number of programs and pages share 
 
 import functools
 import html
+import io
 import logging
 import tempfile
 import time
@@ -44,7 +45,7 @@ def offer(studio: Studio, start: str) -> None:
         ]
 
     def edit(
-        photo: str | None = None,
+        photo: bytes | None = None,
         strengths: dict[str, float] | None = None,
         fidelity: float | None = None,
         face: float | None = None,
@@ -74,7 +75,7 @@ def offer(studio: Studio, start: str) -> None:
             raise PhotoError("The face is a whole number, 0 for the best one; send that.")
         if not photo:
             raise PhotoError("There is no photo; send a file as `photo`.")
-        visit = studio.open(Visit(name, edits=Edits(strengths or {}, fidelity)), Path(photo), int(number))
+        visit = studio.open(Visit(name, edits=Edits(strengths or {}, fidelity)), io.BytesIO(photo), int(number))
         visit, picture, _ = studio.render(visit)
         picture = studio.paste(visit, picture) if whole else picture
         report = {
@@ -94,7 +95,7 @@ def offer(studio: Studio, start: str) -> None:
         strengths = gr.JSON(label="strengths", value={})
         strengths.api_info = lambda: STRENGTHS  # Gradio's own describes no JSON schema, which MCP clients refuse
         inputs = [
-            gr.File(label="photo"),
+            gr.File(label="photo", type="binary"),  # as a path, Gradio leaves an empty file behind at every call
             strengths,
             gr.Number(label="fidelity", value=1),
             gr.Number(label="face", value=0),

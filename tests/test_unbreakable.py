@@ -2,15 +2,14 @@
 
 import io
 import json
-import struct
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from gradio_client import Client, handle_file
+from hostile import ASTRONAUT, HOSTILE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -23,7 +22,6 @@ from page.page import FAILED, Page
 from page.presets import Edits, keep, own, read_settings
 from page.studio import Studio, Visit
 
-ASTRONAUT = Path(__file__).resolve().parents[1] / "examples" / "astronaut.png"
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -61,27 +59,6 @@ def said(page: Page, handler, *inputs) -> str:
     text = result[page.status].split("<span>")[1].split("</span>")[0]
     assert text.endswith(".") and "Traceback" not in text and FAILED not in text
     return text
-
-
-def png_of(width: int, height: int) -> bytes:
-    """A PNG that promises so many pixels and holds none."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-HOSTILE = {
-    "empty.jpg": b"",
-    "svg.png": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
-    "page.jpg": b"<!doctype html><script>alert(1)</script>",
-    "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    "truncated.png": ASTRONAUT.read_bytes()[:5000],
-    "bomb.png": png_of(60_000, 60_000),
-    "thin.png": png_of(1, 10_000),
-}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
