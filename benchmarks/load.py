@@ -49,7 +49,7 @@ def page(model: str) -> Iterator[tuple[str, int]]:
             yield f"http://127.0.0.1:{port}/", process.pid
         finally:
             process.terminate()  # as a service manager would
-            process.wait(30)
+            process.wait(120)  # under load, what is under way takes its time
 
 
 def listens(port: int) -> bool:

@@ -1,10 +1,12 @@
-"""Files that pretend to be photos: for the tests, the long fuzz (`make fuzz`) and the soak (`benchmarks.soak`)."""
+"""Hostile files: for the tests, the long fuzz (`make fuzz`) and the soak (`benchmarks.soak`)."""
 
+import os
 import random
 import struct
 import zlib
 from pathlib import Path
 
+LONGER = int(os.environ.get("E4E_FUZZ", "1"))  # how many times as many examples as in the suite
 ASTRONAUT = Path(__file__).resolve().parents[1] / "examples" / "astronaut.png"
 
 
