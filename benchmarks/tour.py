@@ -108,6 +108,7 @@ class Tour:
         self.page.get_by_role("tab", name="In the photo").click()
         self.page.wait_for_function("() => document.querySelector('#whole img')?.naturalWidth > 0")
         self.settle()
+        self.page.evaluate("window.scrollTo(0, 0)")
         self.keep("several")
         self.page.get_by_role("tab", name="Face").click()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from hostile import ASTRONAUT, LONGER, damaged, png_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
@@ -89,7 +89,7 @@ def test_damaged_models(tmp_path, name):
     fuzz(read, data[:header], ModelError, 20)
 
 
-@QUICK
+@settings(QUICK, max_examples=12 * LONGER)  # each builds a model
 @given(data=st.data(), value=ANYTHING)
 def test_settings_of_a_model_may_be_anything(tmp_path_factory, data, value):
     folder = tmp_path_factory.getbasetemp() / "odd"

@@ -76,6 +76,13 @@ def test_a_real_picture_of_one_pixel_by_ten_thousand_has_no_face(page, visit, st
         assert "No face was found" in said(page, page.open_photo, {"path": str(stored / "thin.png")}, visit)
 
 
+def test_a_hundred_megapixels_are_searched_and_not_one_more_than_allowed(page, visit, stored):
+    Image.new("L", (10_000, 10_000)).save(stored / "large.png", compress_level=1)
+    assert "No face was found" in said(page, page.open_photo, {"path": str(stored / "large.png")}, visit)
+    Image.new("1", (15_001, 10_000)).save(stored / "larger.png", compress_level=1)
+    assert "more than 150 million pixels" in said(page, page.open_photo, {"path": str(stored / "larger.png")}, visit)
+
+
 @QUICK
 @given(data=st.binary(max_size=200))
 def test_random_bytes_are_a_sentence(page, data):
