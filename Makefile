@@ -1,14 +1,16 @@
 # make app    serve the page; options go into ARGS: make app ARGS="--model ffhq --port 7861"
 # make test   format, lint and tests, the same that CI runs; options for pytest go into ARGS
-# Both first make .venv and install into it what the requirements files name; later only when those files changed.
+# make fuzz   the tests with damaged and random input, fifty times as long; TIMES=500 for still longer
+# All first make .venv and install into it what the requirements files name; later only when those files changed.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
+TIMES ?= 50
 
-.PHONY: app test
+.PHONY: app test fuzz
 .DELETE_ON_ERROR:
 
 app: $(VENV)/installed-app
@@ -18,6 +20,9 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/installed-test
+	E4E_FUZZ=$(TIMES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_unbreakable.py $(ARGS)
 
 $(VENV)/installed-app: requirements.txt | $(VENV)/pyvenv.cfg
 	@echo "Installing what the page needs into $(VENV); the first time this takes a few minutes."

@@ -1,8 +1,10 @@
 """The page: a photo goes in, sliders move, the edited photo comes out. `page/` is how it looks and what it does."""
 
 import argparse
+import importlib.util
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -20,7 +22,8 @@ import gradio as gr
 
 from e4e_core.checkpoints import default_model_name, load_or_demo, registry
 from editing import Editor
-from errors import E4EError, ModelError
+from errors import E4EError, ModelError, SettingError
+from limits import LIMITS, limit
 from page.page import Page
 from page.studio import Studio
 
@@ -34,6 +37,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", help="a name from checkpoints/registry.toml, a published .pt file or a model folder")
     parser.add_argument("--host", help="address to listen on, 0.0.0.0 for the whole network (default: this machine)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    parser.add_argument("--mcp", action="store_true", help="also offer /directions and /edit as tools for AI agents")
     return parser.parse_args(arguments)
 
 
@@ -59,10 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
+        limits = {name: limit(name) for name in LIMITS}  # a wrong one is told now, not when a visitor reaches it
+        if chosen.mcp and importlib.util.find_spec("mcp") is None:
+            raise SettingError("--mcp needs one more package; install it with: pip install 'gradio[mcp]'")
         if chosen.port:  # a port in use is told at once, not after the model has been loaded
             socket.create_server((chosen.host or "127.0.0.1", chosen.port)).close()
         page = Page(*first_editor(chosen.model or default_model_name()))
-        page.blocks.queue(max_size=200).launch(
+        page.blocks.queue(max_size=limits["E4E_MAX_QUEUE"]).launch(
             server_name=chosen.host,
             server_port=chosen.port,
             theme=gr.themes.Base(neutral_hue="stone", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"]),
@@ -70,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
             head=f"<script>{(LOOK / 'page.js').read_text(encoding='utf-8')}</script>",
             footer_links=[],
             run_history=False,
-            max_file_size="100mb",
+            mcp_server=chosen.mcp,
+            state_session_capacity=10 * limits["E4E_MAX_PHOTOS"],  # Gradio's part of a visit, and of a program's
+            max_file_size=f"{limits['E4E_MAX_UPLOAD_MB']}mb",
             ssr_mode=False,
             quiet=True,
             prevent_thread_lock=True,
@@ -82,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"app.py: the page cannot listen there ({error}); choose another --host or --port.", file=sys.stderr)
         return 2
     print(f"The page is at {page.blocks.local_url} (Ctrl+C ends it).", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's end is one in good order, too
     page.blocks.block_thread()
     return 0
 

@@ -6,6 +6,7 @@ E4EError
 ├── ModelError            a checkpoint or model name cannot be used
 │   └── DownloadError     a file could not be fetched, or what came is not what was published
 ├── DirectionError        a direction does not exist or does not fit the model
+├── SettingError          an environment variable or option of the page cannot be used
 └── TrainingError         a data set or a saved run cannot be used
 """
 
@@ -32,6 +33,10 @@ class DownloadError(ModelError):
 
 class DirectionError(E4EError):
     """A direction does not exist or does not fit the model."""
+
+
+class SettingError(E4EError):
+    """An environment variable or option of the page cannot be used."""
 
 
 class TrainingError(E4EError):

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from errors import PhotoError
+from limits import limit
 
-MAX_PIXELS = 150_000_000  # the largest phone sensors in common use deliver 108 megapixels
 # A list of our own, because some of Pillow's other readers start external programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
@@ -45,7 +45,7 @@ def open_photo(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Im
 
 
 def _normalise(picture: Image.Image, name: str) -> Image.Image:
-    if picture.width * picture.height > MAX_PIXELS:
+    if picture.width * picture.height > limit("E4E_MAX_MEGAPIXELS") * 1_000_000:
         raise PhotoError(_too_large(name))
     if not picture.width or not picture.height:
         raise PhotoError(f"{name} has no pixels; choose another picture.")
@@ -60,7 +60,7 @@ def _normalise(picture: Image.Image, name: str) -> Image.Image:
 
 
 def _too_large(name: str) -> str:
-    return f"{name} has more than {MAX_PIXELS // 1_000_000} million pixels; reduce it and try again."
+    return f"{name} has more than {limit('E4E_MAX_MEGAPIXELS')} million pixels; reduce it and try again."
 
 
 def _damaged(name: str) -> str:

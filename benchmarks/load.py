@@ -48,8 +48,8 @@ def page(model: str) -> Iterator[tuple[str, int]]:
                 time.sleep(0.2)
             yield f"http://127.0.0.1:{port}/", process.pid
         finally:
-            process.terminate()
-            process.wait(30)
+            process.terminate()  # as a service manager would
+            process.wait(120)  # under load, what is under way takes its time
 
 
 def listens(port: int) -> bool:

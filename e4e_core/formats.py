@@ -216,12 +216,24 @@ def read_folder(folder: Path) -> E4E:
             "passes": config.get("passes", PASSES),
         }
         state = load_file(folder / WEIGHTS)
+        if max(generator.mapping_layers, encoder.num_layers, *encoder.blocks) > len(state):
+            raise ValueError("its settings name more layers than it has tensors")  # nor would they ever be built
         model = _build(generator, encoder, config["num_deltas"], settings, state)
     except FileNotFoundError as error:
         raise ModelError(
             f"{folder} is not a model folder: {Path(error.filename or WEIGHTS).name} is missing; restore it."
         ) from error
-    except (AttributeError, KeyError, OSError, TypeError, ValueError, SafetensorError, ModelError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        SafetensorError,
+        ModelError,
+    ) as error:
         raise ModelError(f"The model in {folder} is broken ({_first_line(error)}); restore its files.") from error
     model.folder = folder
     return model

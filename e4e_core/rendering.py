@@ -328,6 +328,13 @@ class Renderer:
         self._kept.pop(key, None)
         self._last.pop(key, None)
 
+    def forget_all(self) -> None:
+        """Drop what is kept for all owners, and the workspace; their next pictures take a little longer."""
+        with self._lock:
+            self._kept.clear()
+            self._last.clear()
+            self._workspace = [torch.empty(0), torch.empty(0)]
+
     @property
     def kept_bytes(self) -> int:
         """How much memory the kept features of all owners take."""

@@ -5,6 +5,7 @@ They hold nothing between calls, so that any number of programs and pages share 
 
 import functools
 import html
+import io
 import logging
 import tempfile
 import time
@@ -20,7 +21,11 @@ from alignment.masks import check_region
 from editing.export import save_png
 from errors import DirectionError, E4EError, PhotoError
 from page.presets import Edits
-from page.studio import Studio, Visit, milliseconds
+from page.studio import Studio, Visit, is_out_of_memory, milliseconds
+
+STRENGTHS = {"type": "object", "additionalProperties": {"type": "number"}, "description": "slider -> strength"}
+FAILED = "Something went wrong here; check what you send and try again."
+FULL = "The memory of this machine does not suffice for that; try again later, or send a smaller photo."
 
 log = logging.getLogger("e4e")
 
@@ -29,7 +34,12 @@ def offer(studio: Studio, start: str) -> None:
     """Add the endpoints to the gr.Blocks that is being built; `start` is the model used where none is named."""
 
     def directions(model: str | None = None) -> list[dict[str, Any]]:
-        """The sliders of a model: name, label, group, low and high."""
+        """The sliders of a model.
+
+        Args:
+            model: one of the page's models, "" for its first one.
+        Returns: for each slider its name, label, group, low and high; 0 is the unedited face.
+        """
         found = studio.editor(model or start).directions
         return [
             {"name": name, "label": each.label, "group": each.group, "low": each.low, "high": each.high}
@@ -37,7 +47,7 @@ def offer(studio: Studio, start: str) -> None:
         ]
 
     def edit(
-        photo: str | None = None,
+        photo: bytes | None = None,
         strengths: dict[str, float] | None = None,
         fidelity: float | None = None,
         face: float | None = None,
@@ -48,10 +58,16 @@ def offer(studio: Studio, start: str) -> None:
     ) -> tuple[str, dict[str, Any]]:
         """Edit a face of a photo.
 
-        photo: the file. strengths: direction -> strength, {} for none. fidelity: 0 … 1. face: 0 is the best one.
-        whole: the photo with the edited face in it; else the face alone. model: one of the page's, "" its first.
-        region: with `whole`, the only part to change: everything, mouth, eyes, skin or head. feather: its soft edge.
-        Returns a PNG at full size and {"faces", "face", "width", "height", "milliseconds"}.
+        Args:
+            photo: the picture file.
+            strengths: name of a slider -> strength between its low and high; {} is the face as the model sees it.
+            fidelity: 0 takes edits most cleanly, 1 is closest to the photo.
+            face: which of several faces, 0 for the best one.
+            whole: whether to return the photo with the edited face in it, or the face alone.
+            model: one of the page's models, "" for its first one.
+            region: with `whole`, the only part to change: everything, mouth, eyes, skin or head.
+            feather: how soft that part's edge is.
+        Returns: a PNG at full size, and {"faces", "face", "width", "height", "milliseconds"}.
         """
         start_time = time.perf_counter()
         name = model or start
@@ -68,7 +84,7 @@ def offer(studio: Studio, start: str) -> None:
         if not photo:
             raise PhotoError("There is no photo; send a file as `photo`.")
         edits = Edits(strengths or {}, fidelity, region=region, feather=feather)
-        visit = studio.open(Visit(name, edits=edits), Path(photo), int(number))
+        visit = studio.open(Visit(name, edits=edits), io.BytesIO(photo), int(number))
         visit, picture, _ = studio.render(visit)
         picture = studio.paste(visit, picture) if whole else picture
         report = {
@@ -84,10 +100,12 @@ def offer(studio: Studio, start: str) -> None:
     with gr.Column(visible=False):
         model = gr.Textbox(label="model")
         table = gr.JSON(label="directions")
-        gr.Button().click(_in_sentences(directions), [model], [table], api_name="directions", **queue)
+        gr.Button().click(_in_sentences(directions, studio), [model], [table], api_name="directions", **queue)
+        strengths = gr.JSON(label="strengths", value={})
+        strengths.api_info = lambda: STRENGTHS  # Gradio's own describes no JSON schema, which MCP clients refuse
         inputs = [
-            gr.File(label="photo"),
-            gr.JSON(label="strengths", value={}),
+            gr.File(label="photo", type="binary"),  # as a path, Gradio leaves an empty file behind at every call
+            strengths,
             gr.Number(label="fidelity", value=1),
             gr.Number(label="face", value=0),
             gr.Checkbox(label="whole", value=False),
@@ -96,7 +114,7 @@ def offer(studio: Studio, start: str) -> None:
             gr.Number(label="feather", value=FEATHER),
         ]
         output, report = gr.File(label="picture"), gr.JSON(label="report")
-        gr.Button().click(_in_sentences(edit), inputs, [output, report], api_name="edit", **queue)
+        gr.Button().click(_in_sentences(edit, studio), inputs, [output, report], api_name="edit", **queue)
 
 
 def _written(output: gr.File, picture: Image.Image, settings: dict[str, Any]) -> str:
@@ -106,7 +124,7 @@ def _written(output: gr.File, picture: Image.Image, settings: dict[str, Any]) ->
         return output.move_resource_to_block_cache(path)
 
 
-def _in_sentences(function: Callable) -> Callable:
+def _in_sentences(function: Callable, studio: Studio) -> Callable:
     """The function, its errors as the sentence that gradio_client raises."""
 
     @functools.wraps(function)
@@ -115,9 +133,11 @@ def _in_sentences(function: Callable) -> Callable:
             return function(*inputs)
         except E4EError as error:
             sentence = str(error)
-        except Exception:
+        except Exception as error:
             log.exception("An endpoint failed.")
-            sentence = "Something went wrong here; check what you send and try again."
+            sentence = FULL if is_out_of_memory(error) else FAILED
+        if sentence is FULL:
+            studio.free_memory()
         raise gr.Error(html.escape(sentence, quote=False), print_exception=False)
 
     return wrapped

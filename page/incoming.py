@@ -12,8 +12,11 @@ from typing import Any
 import gradio as gr
 
 from errors import E4EError, PhotoError
+from page.studio import is_out_of_memory
 
 FAILED = "Something went wrong here; try again, and reload the page if it happens again."
+FULL = "The memory of this machine does not suffice for that; try again, or take a smaller photo."
+DROPPED = "Others needed the room, so your photo is not kept any more; choose it again and your edits will act on it."
 GONE = "There is no photo here, or its page was disconnected; choose one first."
 
 # All handlers that compute share one queue: one frame at a time, in the order of the events.
@@ -65,10 +68,12 @@ def chosen(choices: Any, index: Any) -> Any:
 
 def check_open(visit: Any) -> None:
     if visit.session is None:
-        raise PhotoError(GONE)
+        raise PhotoError(DROPPED if visit.dropped else GONE)
 
 
-def in_sentences(handler: Callable[..., dict], answer: Callable[[str], dict]) -> Callable[..., dict]:
+def in_sentences(
+    handler: Callable[..., dict], answer: Callable[[str], dict], free_memory: Callable[[], None]
+) -> Callable[..., dict]:
     """The handler with its errors as sentences: in `answer` and, so that nobody misses it, in a notice."""
 
     @functools.wraps(handler)
@@ -77,9 +82,11 @@ def in_sentences(handler: Callable[..., dict], answer: Callable[[str], dict]) ->
             return handler(*inputs, **named)
         except E4EError as error:
             sentence = str(error)
-        except Exception:
+        except Exception as error:
             log.exception("A handler of the page failed.")
-            sentence = FAILED
+            sentence = FULL if is_out_of_memory(error) else FAILED
+        if sentence is FULL:
+            free_memory()
         gr.Warning(html.escape(sentence, quote=False), title="Not done")
         return answer(sentence)
 

@@ -15,10 +15,11 @@ from PIL import Image
 
 from editing import Session
 from errors import PhotoError
+from limits import limit
 from page.api import offer
 from page.downloads import Downloads
 from page.exploring import Exploring
-from page.incoming import QUIETLY, RAW, RENDERING, WORK, chosen, in_sentences, number_of, uploaded
+from page.incoming import DROPPED, QUIETLY, RAW, RENDERING, WORK, chosen, in_sentences, number_of, uploaded
 from page.keeping import Keeping
 from page.mixing import Mixing
 from page.own import OWN
@@ -38,6 +39,7 @@ from page.refining import Refining
 from page.studio import SMALL, Visit, label, milliseconds
 
 VIEWS = ("face", "compare", "photo")  # the tabs, in order
+NONE_YET = "Choose a photo first; the sliders will act on it."
 
 
 class Page(Downloads, Exploring, Keeping, Mixing, Refining):
@@ -167,7 +169,7 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
 
     def _in_sentences(self, handler: Callable[..., dict]) -> Callable[..., dict]:
         """The handler with its errors as sentences in the status line."""
-        return in_sentences(handler, lambda sentence: {self.status: status_line(sentence)})
+        return in_sentences(handler, lambda sentence: {self.status: status_line(sentence)}, self.studio.free_memory)
 
     def _drop_upload(self, source: Any) -> None:
         """Delete what was uploaded: it is in memory now, nobody needs it on disk."""
@@ -200,6 +202,7 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
 
     def _open(self, visit: Visit, source: Path | io.BytesIO | Image.Image) -> dict:
         start = time.perf_counter()
+        self._make_room()
         visit = self.studio.open(visit, source)
         count = len(visit.session.faces)
         found = {0: "", 1: "Found a face."}.get(count, f"Found {count} faces; choose among them below the photo.")
@@ -239,7 +242,7 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
             return gr.skip()  # sliders that are still on their way out
         visit = self.studio.move(visit, sent, rest is True)
         if visit.session is None:
-            return {self.visit: visit, self.status: status_line("Choose a photo first; the sliders will act on it.")}
+            return {self.visit: visit, self.status: status_line(DROPPED if visit.dropped else NONE_YET)}
         if rest is not True:
             if not self.studio.live:
                 return {self.visit: visit}
@@ -305,7 +308,8 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
     def _show(self, visit: Visit, preview: bool, text: str = "") -> dict:
         """The result in the open tab."""
         if visit.session is None:
-            return {self.visit: visit, self.status: status_line(text or f"{self.studio.words(visit)}. Choose a photo.")}
+            missing = DROPPED if visit.dropped else f"{self.studio.words(visit)}. Choose a photo."
+            return {self.visit: visit, self.status: status_line(text or missing)}
         visit, picture, speed = self.studio.render(visit, preview)
         if visit.view == "face":
             value = {self.face: as_value(data_url(picture))}
@@ -349,6 +353,13 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
                 self.welcome: gr.Column(visible=True),
                 **{part: gr.Column(visible=False) for part in (self.workspace, self.face_part, self.crop_part)},
             }
+
+    def _make_room(self) -> None:
+        """Before another photo is kept: where there are too many, those go that nobody has touched for longest."""
+        others = list(self.blocks.state_holder.session_data.values())[:-1]  # the last used is the one that asks
+        holding = [state for state in others if self.visit._id in state and state[self.visit._id].session is not None]
+        for state in holding[: max(0, len(holding) + 1 - limit("E4E_MAX_PHOTOS"))]:
+            state[self.visit._id] = state[self.visit._id].without_photo()
 
     def forget(self, request: gr.Request) -> None:
         """The page was closed: its photo goes at once, not after Gradio's hour, and nothing is refined any more."""

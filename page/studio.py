@@ -1,5 +1,6 @@
 """The models that all pages share, and what each open page holds; nothing here knows of Gradio."""
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +91,7 @@ class Visit:
         view: the open tab, "face", "compare" or "photo".
         before: the aligned crop as the page shows it.
         full: the result at full size; None while it is out of date.
+        dropped: whether there was a photo, which made room for others.
     """
 
     model: str
@@ -103,6 +105,11 @@ class Visit:
     view: str = "face"
     before: str = ""
     full: Image.Image | None = None
+    dropped: bool = False
+
+    def without_photo(self) -> "Visit":
+        """What is left when the photo makes room for others: the edits, which wait for a photo again."""
+        return Visit(self.model, edits=self.edits, view=self.view, dropped=True)
 
 
 class Studio:
@@ -330,6 +337,14 @@ class Studio:
         session = visit.session if visit.backdrop is None else replace(visit.session, photo=visit.backdrop)
         return self._lay(visit.model, session, picture, visit.edits)
 
+    def free_memory(self) -> None:
+        """Give back what only makes the next picture faster; not within an `except`, whose frames hold more."""
+        for editor in list(self._editors.values()):
+            editor.renderer.forget_all()
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
     def settings(self, visit: Visit) -> dict[str, Any]:
         """What a file says about how it was made, as JSON values; `page.presets.read_settings` reads it again."""
         settings = {"model": Path(visit.model).name, **visit.edits.plain()}
@@ -356,6 +371,12 @@ class Studio:
         model = self.editor(name).model
         device = "CPU" if model.device.type == "cpu" else f"GPU ({model.device})"
         return f"{Path(name).name} {model.resolution} px · {device} · {model.precision}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it is one of the ways in which Python, PyTorch and OpenCV say that there is no memory left."""
+    words = ("out of memory", "can't allocate memory", "insufficient memory")
+    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)
 
 
 def label(name: str) -> str:

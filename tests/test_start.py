@@ -122,3 +122,13 @@ def test_the_repository_is_a_space(zero_gpu, model_folder, tmp_path):
     text = log.read_text()
     assert "Traceback" not in text, text
     assert [name in text for name in ("on the GPU: encode", "on the GPU: draw", "on the GPU: lay")] == [zero_gpu] * 3
+
+
+def test_the_docker_image_holds_all_that_the_page_imports():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    taken = {line[1:].rstrip("/") for line in lines if line.startswith("!")}
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    own = {Path(file).relative_to(ROOT).parts[0] for file in files if file and Path(file).is_relative_to(ROOT)}
+    assert {"app.py", "page", "e4e_core"} <= own  # the import at the top of this file brought them
+    assert own - taken <= {"tests", ".venv"}
+    assert {"requirements.txt", "examples", "checkpoints"} <= taken

@@ -2,9 +2,7 @@
 
 import io
 import json
-import struct
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import httpx
 import pytest
 import torch
 from gradio_client import Client, handle_file
+from hostile import ASTRONAUT, HOSTILE, LONGER
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -28,13 +27,12 @@ from page.page import Page
 from page.presets import Edits, keep, own, read_settings
 from page.studio import Studio, Visit
 
-ASTRONAUT = Path(__file__).resolve().parents[1] / "examples" / "astronaut.png"
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=60 * LONGER, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
@@ -68,27 +66,6 @@ def said(page: Page, handler, *inputs) -> str:
     return text
 
 
-def png_of(width: int, height: int) -> bytes:
-    """A PNG that promises so many pixels and holds none."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-HOSTILE = {
-    "empty.jpg": b"",
-    "svg.png": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
-    "page.jpg": b"<!doctype html><script>alert(1)</script>",
-    "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    "truncated.png": ASTRONAUT.read_bytes()[:5000],
-    "bomb.png": png_of(60_000, 60_000),
-    "thin.png": png_of(1, 10_000),
-}
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_no_photo_is_a_sentence_and_the_photo_before_stays(page, visit, name, stored):
     path = stored / name
@@ -102,6 +79,13 @@ def test_a_real_picture_of_one_pixel_by_ten_thousand_has_no_face(page, visit, st
     for size in ((1, 10_000), (10_000, 1)):
         Image.new("RGB", size, "red").save(stored / "thin.png")
         assert "No face was found" in said(page, page.open_photo, {"path": str(stored / "thin.png")}, visit)
+
+
+def test_a_hundred_megapixels_are_searched_and_not_one_more_than_allowed(page, visit, stored):
+    Image.new("L", (10_000, 10_000)).save(stored / "large.png", compress_level=1)
+    assert "No face was found" in said(page, page.open_photo, {"path": str(stored / "large.png")}, visit)
+    Image.new("1", (15_001, 10_000)).save(stored / "larger.png", compress_level=1)
+    assert "more than 150 million pixels" in said(page, page.open_photo, {"path": str(stored / "larger.png")}, visit)
 
 
 @QUICK

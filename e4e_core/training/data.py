@@ -8,13 +8,15 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from e4e_core.images import to_tensor
 from errors import TrainingError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's other readers may start external programs
+LARGEST_FILE = 1 << 28  # bytes; whatever in an archive unfolds to more is no training picture
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -44,7 +46,7 @@ class Pictures(Dataset):
         if self.path.is_dir():
             found = (str(p.relative_to(self.path)) for p in self.path.rglob("*"))
         elif zipfile.is_zipfile(self.path):
-            found = iter(zipfile.ZipFile(self.path).namelist())
+            found = iter(_names(self.path))
         elif self.path.is_file() and tarfile.is_tarfile(self.path):
             self._places = _places(self.path)
             found = iter(self._places)
@@ -64,8 +66,8 @@ class Pictures(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         name = self.names[index % len(self.names)]
         try:
-            picture = Image.open(self._open(name)).convert("RGB")
-        except (OSError, UnidentifiedImageError, zipfile.BadZipFile) as error:
+            picture = Image.open(self._open(name), formats=FORMATS).convert("RGB")
+        except Exception as error:  # archives and decoders raise almost anything on damaged or hostile data
             raise TrainingError(f"{name} in {self.path} cannot be read ({error}); remove it and resume.") from error
         if picture.size != self.size:
             picture = picture.resize(self.size, Image.Resampling.BOX)
@@ -77,19 +79,34 @@ class Pictures(Dataset):
             return self.path / name
         if self._places:
             start, length = self._places[name]
+            _check_length(length)
             with self.path.open("rb") as file:
                 file.seek(start)
                 return BytesIO(file.read(length))
         if self._zip is None:  # one handle per worker process
             self._zip = zipfile.ZipFile(self.path)
+        _check_length(self._zip.getinfo(name).file_size)  # what the archive claims; it never unpacks more than that
         return BytesIO(self._zip.read(name))
+
+
+def _check_length(length: int) -> None:
+    if length > LARGEST_FILE:
+        raise ValueError(f"it unfolds to {length >> 20} MB")
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception as error:
+        raise TrainingError(f"{path} is a damaged zip file ({error}); make or download it again.") from error
 
 
 def _places(path: Path) -> dict[str, tuple[int, int]]:
     try:
         with tarfile.open(path, "r:") as archive:
             return {member.name: (member.offset_data, member.size) for member in archive if member.isfile()}
-    except tarfile.TarError as error:
+    except Exception as error:
         raise TrainingError(f"{path} cannot be read in any order; write the tar without compression.") from error
 
 

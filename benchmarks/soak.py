@@ -1,0 +1,265 @@
+"""Does the page stay as it was, however long it is used? Mixed use over HTTP on loopback, and what is left of it.
+
+    python -m benchmarks.soak [--minutes 30] [--visitors 3] [--model demo]
+
+Starts the page in a process of its own, with room for PHOTOS photos only, so that the limits are reached early. The
+visitors act as browsers do: they open photos, move sliders, take presets, undo, change tabs, download, send broken
+files, leave in the middle of a picture, and come back as somebody else; one in six calls is a program's on `/edit`.
+
+Flat is: the median resident memory of the last quarter of the time is at most TOLERANCE above that of the second
+quarter (the first one fills caches). The exit code is 0 only if it is flat, nothing failed and no file was left.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image, ImageOps
+
+from benchmarks.load import page
+from tests.hostile import HOSTILE
+
+ROOT = Path(__file__).resolve().parents[1]
+PHOTOS = 5
+TOLERANCE = 0.03
+EVERY = 5.0  # seconds between two looks at the memory
+PATIENCE = 300  # seconds for one answer on a busy machine
+FAILED = re.compile("Something went wrong|Traceback")
+
+
+@dataclass
+class Tally:
+    """What all visitors did, and what went wrong."""
+
+    done: Counter = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+
+
+class Visitor:
+    """One browser's session, by the same requests."""
+
+    def __init__(self, address: str, config: dict[str, Any], chance: random.Random):
+        self.address, self.chance = address, chance
+        self.session = "".join(chance.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=11))
+        self.http = httpx.Client(base_url=f"{address}gradio_api/", timeout=PATIENCE)
+        self.events = events(config)
+        # While this stream is open the page is; closing it is what closing a tab does.
+        self.heartbeat = self.http.send(self.http.build_request("GET", f"heartbeat/{self.session}"), stream=True)
+        bank = self.call("bank")["output"]["render_config"]
+        self.events |= events(bank)
+
+    def call(self, name: str, *values: Any, event: Any = None, read: bool = True) -> dict[str, Any]:
+        """The last message about one event; values are those of the inputs, None for states."""
+        number, inputs = self.events[name]
+        data = [*values, *[None] * (inputs - len(values))]
+        job = {"data": data, "fn_index": number, "session_hash": self.session, "event_data": event, "trigger_id": None}
+        event_id = self.http.post("queue/join", json=job).raise_for_status().json()["event_id"]
+        with self.http.stream("GET", f"queue/data?session_hash={self.session}") as stream:
+            for line in stream.iter_lines():
+                if not line.startswith("data:"):
+                    continue
+                message = json.loads(line[5:])
+                if not read and message["msg"] == "process_starts":
+                    return message
+                if message["msg"] == "process_completed" and message["event_id"] == event_id:
+                    if not message["success"] or FAILED.search(json.dumps(message["output"].get("data"))):
+                        raise RuntimeError(f"{name}: {message['output']}")
+                    return message
+        raise RuntimeError(f"{name}: the answer broke off")
+
+    def upload(self, name: str, data: bytes) -> dict[str, Any]:
+        path = self.http.post("upload", files={"files": (name, data)}).raise_for_status().json()[0]
+        return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+
+    def photo(self) -> None:
+        self.call("photo", self.upload("photo.jpg", some_photo(self.chance)))
+
+    def broken(self) -> None:
+        kind = self.chance.choice([*HOSTILE, "random"])
+        self.call("photo", self.upload("photo.png", HOSTILE.get(kind) or self.chance.randbytes(20_000)))
+
+    def slide(self) -> None:
+        sliders = self.events["sliders"][1] - 3
+        for rest in (False, False, True):
+            self.call("sliders", rest, None, *[self.chance.uniform(-2, 2) for _ in range(sliders + 1)])
+
+    def preset(self) -> None:
+        self.call("presets", 0, [])
+
+    def undo(self) -> None:
+        self.call("undo")
+        self.call("redo")
+
+    def view(self) -> None:
+        self.call("views", event={"index": self.chance.randrange(3), "value": "", "selected": True})
+
+    def download(self) -> None:
+        kind = self.chance.choice(["save-face", "save-photo", "save-grid", "save-settings"])
+        found = re.search(r'"path": "([^"]+)"', json.dumps(self.call(kind)["output"]["data"]))
+        if found:  # there is none before the first photo
+            self.http.get(f"file={found[1]}").raise_for_status()
+
+    def program(self) -> None:
+        file = self.upload("photo.jpg", some_photo(self.chance))
+        values = [file, {}, 1, 0, self.chance.random() < 0.5, ""]
+        event_id = self.http.post("call/edit", json={"data": values}).raise_for_status().json()["event_id"]
+        if "event: complete" not in (answer := self.http.get(f"call/edit/{event_id}").text):
+            raise RuntimeError(f"program: {answer[:300]}")
+
+    def leave(self, suddenly: bool = False) -> None:
+        if suddenly:
+            self.call("photo", self.upload("photo.jpg", some_photo(self.chance)), read=False)
+        self.heartbeat.close()
+        self.http.close()
+
+
+def events(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """name -> (number, count of inputs) of the events in a page's or a part's configuration."""
+    names = {each["id"]: each["props"].get("elem_id") for each in config["components"]}
+    found = {}
+    for each in config["dependencies"]:
+        for component, event in each["targets"]:
+            name = names.get(component)
+            if name == "fidelity":
+                found["sliders"] = (each["id"], len(each["inputs"]))
+            elif name and each["backend_fn"]:
+                found[name] = (each["id"], len(each["inputs"]))
+            elif event == "load" and len(each["inputs"]) == 1:  # the part of the page that is made for each visitor
+                found["bank"] = (each["id"], 1)
+    return found
+
+
+def some_photo(chance: random.Random) -> bytes:
+    """A photo that nobody sent before, of the size that a phone's messenger sends."""
+    path = chance.choice(sorted((ROOT / "examples").glob("*.png")))
+    picture = Image.open(path).convert("RGB").resize([chance.randrange(500, 1000)] * 2)
+    data = io.BytesIO()
+    (ImageOps.mirror(picture) if chance.random() < 0.5 else picture).save(data, "JPEG")
+    return data.getvalue()
+
+
+def visit(address: str, config: dict[str, Any], seed: int, end: float, tally: Tally) -> None:
+    """One visitor after the other until `end`."""
+    chance = random.Random(seed)
+    weights = {"photo": 2, "broken": 2, "slide": 6, "preset": 1, "undo": 2, "view": 2, "download": 2, "program": 3}
+    while time.monotonic() < end:
+        try:
+            visitor = Visitor(address, config, chance)
+            visitor.photo()
+            for _ in range(chance.randrange(2, 8)):
+                action = chance.choices([*weights], [*weights.values()])[0]
+                getattr(visitor, action)()
+                tally.done[action] += 1
+            visitor.leave(suddenly := chance.random() < 0.3)
+            tally.done["left suddenly" if suddenly else "left"] += 1
+        except Exception as error:  # counted and shown: that is what this is for
+            tally.errors.append(repr(error)[:300])
+
+
+def resident(process: int) -> int:
+    """Bytes of memory that a process holds now (Linux)."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+@contextlib.contextmanager
+def variables(**values: str) -> Iterator[None]:
+    """Environment variables for the processes started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def soak(model: str, visitors: int, seconds: float, report: Callable[[float, int], None]) -> dict[str, Any]:
+    """Use the page for so long. Returns samples [(seconds, bytes)], what was done, errors and files left."""
+    tally, samples = Tally(), []
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder)  # of Gradio's files and all others; the page's own go into a folder within
+        with (
+            variables(GRADIO_TEMP_DIR=str(temporary / "gradio"), TMPDIR=folder, E4E_MAX_PHOTOS=str(PHOTOS)),
+            page(model) as (address, process),
+        ):
+            config = httpx.get(f"{address}config", timeout=PATIENCE).json()
+            own = files(temporary)  # the page's examples
+            start = time.monotonic()
+            end = start + seconds
+            job = (address, config)
+            threads = [threading.Thread(target=visit, args=(*job, n, end, tally)) for n in range(visitors)]
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                samples.append((time.monotonic() - start, resident(process)))
+                report(*samples[-1])
+                time.sleep(EVERY)
+            during = files(temporary) - own
+        after = files(temporary) - own
+        return {
+            "model": model,
+            "visitors": visitors,
+            "minutes": seconds / 60,
+            "samples": samples,
+            "done": dict(tally.done),
+            "errors": tally.errors,
+            "files while it runs": dict(Counter(path.name for path in during)),
+            "files left at its end": [path.name for path in after],
+        }
+
+
+def growth(samples: Sequence[tuple[float, int]]) -> float:
+    """The last quarter's median over the second quarter's, minus 1."""
+    quarter = max(1, len(samples) // 4)
+    early = [size for _, size in samples[quarter : 2 * quarter]] or [samples[0][1]]
+    return statistics.median(size for _, size in samples[-quarter:]) / statistics.median(early) - 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--visitors", type=int, default=3)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--json", type=Path, default=Path("results/soak.json"))
+    options = parser.parse_args(arguments)
+    shown = -1.0
+
+    def report(at: float, size: int) -> None:
+        nonlocal shown
+        if at - shown >= max(10.0, options.minutes * 60 / 30) or shown < 0:
+            shown = at
+            print(f"{at / 60:5.1f} min  {size / 2**20:6.0f} MiB", flush=True)
+
+    found = soak(options.model, options.visitors, options.minutes * 60, report)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    grown = growth(found["samples"])
+    flat = grown <= TOLERANCE
+    print(f"done: {', '.join(f'{count} {what}' for what, count in sorted(found['done'].items()))}")
+    print(f"errors: {len(found['errors'])} {found['errors'][:3]}")
+    print(f"temporary files while it runs: {found['files while it runs']}; left: {found['files left at its end']}")
+    print(f"memory: {'flat' if flat else 'NOT flat'} ({grown:+.1%}, at most {TOLERANCE:+.0%})")
+    return 0 if flat and not found["errors"] and not found["files left at its end"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The pictures of docs/tour.md, made by the page itself in a real browser.
+
+    python -m benchmarks.tour [--model demo] [--out docs/tour]
+
+Shows nobody but the astronaut Eileen Collins (NASA, public domain) and faces that the embedded model invented. To be
+run again whenever the page or the demo model has changed; needs Chromium and playwright, as the tests do.
+"""
+
+import argparse
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+from benchmarks.load import page
+from tests.test_page import CHROMIUM
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+LARGEST = 120_000  # bytes of a picture in the documentation
+PATIENCE = 240_000  # ms; a page on a busy machine
+
+
+class Tour:
+    """The stops, each one picture; a stop starts where the one before it left the page."""
+
+    def __init__(self, browser_page: Page, folder: Path):
+        self.page, self.folder = browser_page, folder
+        self.status = self.page.locator("#status")
+
+    def keep(self, name: str, picture: Image.Image | None = None, part: Locator | None = None) -> None:
+        """Write a picture, or a screenshot of `part` or of the page, as WebP of at most LARGEST bytes."""
+        if picture is None:
+            self.page.wait_for_timeout(500)  # fades come to rest
+            picture = Image.open(io.BytesIO((part or self.page).screenshot()))
+        for quality in range(85, 20, -10):
+            data = io.BytesIO()
+            picture.convert("RGB").save(data, "WEBP", quality=quality, method=6)
+            if data.tell() <= LARGEST:
+                break
+        (self.folder / f"{name}.webp").write_bytes(data.getvalue())
+        print(f"{name}.webp  {picture.width} × {picture.height}  {data.tell() // 1000} KB", flush=True)
+
+    def slide(self, name: str, key: str) -> None:
+        """Move a slider by a key, "End" or "Home", and wait for the picture that stays."""
+        slider = self.page.locator(f"#direction-{name} input[type=range]")
+        slider.press(key)
+        expect(self.status).to_contain_text("+" if key == "End" else "−")
+        slider.blur()
+        self.settle()
+
+    def settle(self) -> None:
+        self.page.wait_for_function("() => window.slidersRest() && document.querySelector('#result img')?.complete")
+        self.page.wait_for_timeout(1500)
+
+    def saved(self, button: str) -> Image.Image:
+        with self.page.expect_download() as download:
+            self.page.locator(button).click()
+        return Image.open(io.BytesIO(Path(download.value.path()).read_bytes()))
+
+    def reset(self) -> None:
+        self.page.locator("#reset-all").click()
+        expect(self.status).to_contain_text("No edits")
+
+    def walk(self) -> None:
+        self.keep("start")
+        self.page.locator("#examples button").first.click()
+        expect(self.status).to_contain_text("Opened in")
+        self.settle()
+        self.keep("opened")
+        self.slide("smile", "End")
+        self.keep("smile")
+        self.page.get_by_role("tab", name="Before / after").click()
+        self.page.wait_for_function("() => document.querySelectorAll('#compare img').length == 2")
+        self.settle()
+        self.keep("compare", part=self.page.locator("#centre"))
+        self.page.get_by_role("tab", name="In the photo").click()
+        self.page.wait_for_function("() => document.querySelector('#whole img')?.naturalWidth > 0")
+        self.keep("photo", part=self.page.locator("#centre"))
+        self.page.get_by_role("tab", name="Face").click()
+        self.page.locator("#more .label-wrap").click()
+        self.page.set_viewport_size({"width": 1440, "height": 2000})  # nothing hides behind the row that sticks below
+        self.keep("presets", part=self.page.locator("#more"))
+        self.page.set_viewport_size({"width": 1440, "height": 900})
+        self.reset()
+        self.keep("grid", self.saved("#save-grid").convert("RGB"))
+        self.several()
+        self.phone()
+
+    def several(self) -> None:
+        """Two faces in one photo, each with its own edits."""
+        group = Image.new("RGB", (1024, 512), "white")
+        for left, name in ((0, "astronaut"), (512, "generated-1")):
+            group.paste(Image.open(EXAMPLES / f"{name}.png").convert("RGB").resize((512, 512)), (left, 0))
+        data = io.BytesIO()
+        group.save(data, "PNG")
+        file = {"name": "group.png", "mimeType": "image/png", "buffer": data.getvalue()}
+        self.page.locator("#photo input[type=file]").set_input_files(file)
+        expect(self.status).to_contain_text(re.compile(r"Found \d faces"))
+        self.slide("smile", "End")
+        self.page.locator("#faces").get_by_label("Face 2").click()
+        expect(self.status).to_contain_text("Face 2 of 2")
+        self.slide("mouth_open", "End")
+        self.page.get_by_role("tab", name="In the photo").click()
+        self.page.wait_for_function("() => document.querySelector('#whole img')?.naturalWidth > 0")
+        self.settle()
+        self.page.evaluate("window.scrollTo(0, 0)")
+        self.keep("several")
+        self.page.get_by_role("tab", name="Face").click()
+
+    def phone(self) -> None:
+        self.page.set_viewport_size({"width": 390, "height": 844})
+        self.page.locator("#examples button").first.click()
+        expect(self.status).to_contain_text("Opened in")
+        self.slide("yaw", "End")
+        self.page.locator("#direction-yaw input[type=range]").scroll_into_view_if_needed()
+        self.keep("phone")
+
+
+@contextmanager
+def chromium(address: str) -> Iterator[Page]:
+    if CHROMIUM is None:
+        raise SystemExit("The tour needs Chromium; install it, for example with: apt-get install chromium")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        opened = browser.new_page(viewport={"width": 1440, "height": 900})
+        opened.set_default_timeout(PATIENCE)
+        opened.set_default_navigation_timeout(PATIENCE)
+        expect.set_options(timeout=PATIENCE)
+        opened.goto(address)
+        expect(opened.locator("#fidelity")).to_be_visible()
+        yield opened
+        browser.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tour", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "tour")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with page(options.model) as (address, _), chromium(address) as opened:
+        Tour(opened, options.out).walk()
+
+
+if __name__ == "__main__":
+    main()
