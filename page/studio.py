@@ -108,8 +108,8 @@ class Visit:
     dropped: bool = False
 
     def without_photo(self) -> "Visit":
-        """What is left when the photo makes room for others: the edits, which wait for a photo again."""
-        return Visit(self.model, edits=self.edits, view=self.view, dropped=True)
+        """What is left when the photo makes room for others: sliders and edits, which wait for a photo again."""
+        return Visit(self.model, edits=self.edits, own=self.own, view=self.view, dropped=True)
 
 
 class Studio:

@@ -12,7 +12,8 @@ from alignment import open_photo
 from editing import Editor
 from errors import PhotoError, SettingError
 from page import page as page_module
-from page.page import DROPPED, FULL, Page
+from page.incoming import DROPPED, FULL
+from page.page import Page
 from page.studio import Studio, Visit
 
 
