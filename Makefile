@@ -19,7 +19,7 @@ app: $(VENV)/installed-app
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 fuzz: $(VENV)/installed-test
 	E4E_FUZZ=$(TIMES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_unbreakable.py $(ARGS)
