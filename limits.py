@@ -13,6 +13,7 @@ LIMITS = {
     "E4E_MAX_MEGAPIXELS": (150, 178),  # the largest phone sensors deliver 108; Pillow refuses more than 178
     "E4E_MAX_QUEUE": (200, 100_000),
     "E4E_MAX_PHOTOS": (100, 100_000),
+    "E4E_REFINE_SECONDS": (120, 86_400),
 }
 
 

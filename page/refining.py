@@ -1,33 +1,20 @@
 """Closer to the photo: the page's refinements, which hold up nobody's sliders, not even those of the same page."""
 
 import math
-import os
 import threading
 from typing import Any
 
 import gradio as gr
 
 from editing.refine import Refinement
-from errors import E4EError, PhotoError
+from errors import PhotoError
+from limits import limit
 from page.layout import Layout
 from page.parts import status_line
 from page.studio import Visit
 
-SECONDS = 120  # a refinement may take, unless E4E_REFINE_SECONDS says otherwise
 HINT = """<p>The model's first answer is quick and easy to edit. <b>Refine</b> searches on from there for this photo;
 <b>Refine more</b> also adapts the model to it, for this page alone. The sliders go on working.</p>"""
-
-
-def refine_seconds() -> float:
-    """How long one refinement may take in this process. Raises E4EError for what is not a number of seconds."""
-    text = os.environ.get("E4E_REFINE_SECONDS") or str(SECONDS)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not seconds > 0:
-        raise E4EError(f"E4E_REFINE_SECONDS is {text!r}, but must be a number of seconds above 0; correct or unset it.")
-    return seconds
 
 
 class Refining(Layout):
@@ -37,7 +24,7 @@ class Refining(Layout):
     """
 
     def _lay_out_refining(self) -> None:
-        self.seconds = refine_seconds()
+        self.seconds = limit("E4E_REFINE_SECONDS")
         self._stops: dict[str, threading.Event] = {}  # of the pages that are refining, by Gradio's session
         self.found = gr.State(None)  # (the session it began with, Refinement), until it is taken over
         with gr.Accordion("Closer to the photo", open=False, elem_id="closer", elem_classes="card"):

@@ -17,9 +17,8 @@ from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
 from editing import Editor, Session, refine
-from errors import E4EError, ModelError
+from errors import ModelError
 from page import studio
-from page.refining import refine_seconds
 
 ASTRONAUT = CHECKPOINTS.parent / "examples" / "astronaut.png"
 
@@ -140,15 +139,6 @@ def test_the_pages_refinements_can_be_computed_elsewhere_and_are_bounded(editor,
     monkeypatch.setattr(studio, "TUNED_BYTES", 0)
     with pytest.raises(ModelError, match="use Refine, or try again later"):
         page.refine(visit, True, 60, lambda *_: None, lambda: False)
-
-
-def test_seconds_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("E4E_REFINE_SECONDS", "7.5")
-    assert refine_seconds() == 7.5
-    for wrong in ("soon", "0", "nan"):
-        monkeypatch.setenv("E4E_REFINE_SECONDS", wrong)
-        with pytest.raises(E4EError, match=f"is '{wrong}', but must be a number of seconds above 0"):
-            refine_seconds()
 
 
 # ReStyle
