@@ -81,8 +81,6 @@ class PaperClaim:
     """Folder, zip or tar of aligned faces; the last 500 are measured on and never trained on."""
     generator: Path = Path("checkpoints/demo")
     """Model folder with `discriminator.safetensors`, or run folder of a generator's training."""
-    trunk: str = ""
-    """Model folder whose encoder's trunk all six start from; their heads are new."""
     images: int = 80_000
     """Budget: real pictures each encoder is shown."""
     out: Path = Path("runs/paper_claim")
@@ -98,6 +96,8 @@ class PaperClaim:
     device: str = "cpu"
     compile: bool = False
     seed: int = 0
+    trunk: str = ""
+    """Model folder whose encoder's trunk all six start from; their heads are new."""
 
 
 def look(picture: Image.Image) -> Seen | None:

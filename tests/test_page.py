@@ -497,10 +497,10 @@ def test_settings_come_back_from_a_picture_and_from_a_file(page, tmp_path):
     for name in ("edited-face.png", "settings.json"):
         page.locator("#reset-all").click()
         settled(page, "No edits")
-        page.locator("#right input[type=file]").set_input_files(tmp_path / name)
+        page.get_by_test_id("Load settings-upload-button").set_input_files(tmp_path / name)
         assert settled(page, "Settings loaded: Smile −1.5, fidelity 0.5") == edited
         expect(number(page, "Smile")).to_have_value("-1.5")
-    page.locator("#right input[type=file]").set_input_files(ASTRONAUT)
+    page.get_by_test_id("Load settings-upload-button").set_input_files(ASTRONAUT)
     expect(page.locator("#status")).to_contain_text("holds no settings of this page")
     grid = download(page, "#save-grid", tmp_path / "edited-grid.png")
     assert grid.height == 40 + 3 * 256
