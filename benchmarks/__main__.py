@@ -43,15 +43,18 @@ RENDER_FLOP, ENCODE_FLOP = 151e9, 145e9
 NO_GPU = "no GPU here"
 
 # Run in processes of their own, because the peak of a process's memory never falls: seconds, then bytes.
+# VmHWM and not getrusage, whose peak a process inherits from the one that started it.
 LOADING = """
-import resource, sys, time
+import re, sys, time
 import torch
 {setup}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+before = peak()
 start = time.perf_counter()
 {load}
 taken = time.perf_counter() - start
-print(taken, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(taken, peak() - before)
 """
 PLAIN_SETUP = """
 from e4e_core.checkpoints import load_model
