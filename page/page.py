@@ -55,7 +55,7 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
         with gr.Column(elem_id="sliders"):
             for group, keys in groups.items():
                 with gr.Accordion(
-                    group, open=not sliders or len(directions) <= 12 or group == OWN, elem_classes="group"
+                    group, open=not sliders or len(directions) <= 16 or group == OWN, elem_classes="group"
                 ):
                     sliders |= {
                         key: direction_slider(key, directions[key], edits.strengths.get(key, 0)) for key in keys
