@@ -44,7 +44,7 @@ class GeneratorTraining:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """bfloat16 helps on GPUs and on CPUs with fast bfloat16, float16 on older GPUs."""
     accumulate: int = 1
-    """Parts of a batch that are computed one after the other, for less memory."""
+    """Parts of a batch that the discriminator sees one after the other, for less memory."""
     device: str = "cpu"
     workers: int = 1
     """Processes that decode pictures."""
