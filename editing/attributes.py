@@ -14,10 +14,12 @@ import numpy as np
 from PIL import Image
 
 from alignment import Face, find_faces
+from alignment.landmarks import reread_landmarks
 from errors import ModelError
 
 BORDER = 0.375  # of the picture's side, added all around: aligned faces fill the picture, dlib wants room
-SIDE = 128  # px, the size at which aligned pictures are measured
+SIDE = 128  # px, the size at which faces are looked for in aligned pictures
+FINE = 256  # px, the size at which their landmarks are read again: dlib's stand on whole pixels
 _lock = threading.Lock()
 
 LEFT_EYE, RIGHT_EYE, LIPS = slice(36, 42), slice(42, 48), slice(48, 68)
@@ -50,7 +52,8 @@ def measure(picture: Image.Image, face: Face) -> dict[str, float]:
         eye_open: height of the eyes as a share of their width.
         and all that `measure_light` returns.
     """
-    points = face.landmarks.astype(np.float64)  # [68, 2]
+    fine = np.asarray(with_border(picture, FINE))
+    points = reread_landmarks(fine, face.landmarks * (FINE / SIDE)).astype(np.float64)  # [68, 2]
     left, right = points[LEFT_EYE].mean(0), points[RIGHT_EYE].mean(0)
     axis = right - left
     distance = np.linalg.norm(axis)

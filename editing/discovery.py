@@ -49,11 +49,13 @@ SLIDERS = {  # name: (label, group); the names are columns of the table of label
 JUDGED = ("age", "gender")  # read off dlib's embedding by a model fitted on the labels; the others are measured
 JUDGED_ON = 600  # photos whose embeddings are fitted to the labels
 RIDGE = 0.1
-STEPS = 7  # strengths tried in calibration, from -TRIED to TRIED
+STEPS = 13  # strengths tried in calibration, from -TRIED to TRIED
 TRIED = 1.5  # in lengths of the codes' own spread, whatever length the fit gave the direction
 LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
 LEAST = 0.3  # a direction that moves its attribute by less at both ends is not worth a slider
 FOUND = 0.95  # share of edited faces that dlib must still find at a slider's ends
+STEADY = 0.9  # share of faces on which a slider has to be monotone, which to measure needs a tolerance:
+TOLERANCE = 0.1  # standard deviations by which an attribute may fall from one strength to the next
 KEPT_EFFECT = 0.7  # share of its effect that a direction may not lose when layers are left out
 
 
@@ -158,6 +160,15 @@ def examine(picture: Image.Image) -> tuple[dict[str, float], np.ndarray] | None:
     return None if found is None else (measure(picture, found[1]), embed(*found))
 
 
+def steady(values: np.ndarray) -> float:
+    """Share of faces whose attribute never falls by more than TOLERANCE from one strength to the next.
+
+    Args: values: float64 [strengths, n] in standard deviations; faces with a NaN are left out.
+    """
+    steps = np.diff(values[:, np.isfinite(values).all(0)], axis=0)
+    return float((steps > -TOLERANCE).all(0).mean()) if steps.size else 0.0
+
+
 def layer_ranges(count: int) -> list[range]:
     """What directions may be kept to: all layers, or those of coarse, middle and fine styles (Karras et al. 2019)."""
     coarse, middle = 4, min(8, count)  # 4² to 8², 16² to 32², the rest
@@ -225,9 +236,9 @@ class Trial:
     def calibrate(self, direction: Direction, name: str, codes: Tensor) -> Direction | None:
         """The direction scaled so that strength 1 moves its attribute by one standard deviation, with a range.
 
-        The range is the largest one, up to LIMIT either way, over which the mean attribute keeps rising and dlib
-        keeps finding the faces. A direction that turns out to lower its attribute is reversed; None for one that
-        hardly moves it.
+        The range is the largest one, up to LIMIT either way, over which the mean attribute keeps rising, dlib keeps
+        finding the faces, and the attribute falls on few of them. A direction that turns out to lower its attribute
+        is reversed; None for one that hardly moves it.
         Args: codes float32 [n, L, D] of held-out faces.
         """
         strengths = np.linspace(-TRIED, TRIED, STEPS)
@@ -242,6 +253,8 @@ class Trial:
             here, there = middle, middle + side
             while 0 <= there < STEPS and side * sign * (mean[there] - mean[here]) > 0 and abs(mean[here]) < LIMIT:
                 here, there = there, there + side
+            while here != middle and steady(side * sign * values[[middle, (middle + here) // 2, here]]) < STEADY:
+                here -= side
             ends[i] = here
         reach = np.abs(mean[ends])  # in standard deviations
         if reach.max() < LEAST:
@@ -255,7 +268,7 @@ class Trial:
         """Measured on faces [n, L, D] at five strengths from one end of the slider to the other.
 
         Returns: `low`, `high`: mean change of the attribute at the ends, in standard deviations of the data;
-            `monotone`: share of faces whose attribute never falls by more than a tenth of a standard deviation;
+            `monotone`: share of faces whose attribute never falls by more than TOLERANCE;
             `found`: share of edited faces dlib finds; `side_effects`: mean absolute change of the other attributes
             at the ends, in standard deviations.
         """
@@ -263,13 +276,11 @@ class Trial:
         curves = self.curves(codes, direction.vectors, strengths, [*self.spread])
         changes = {attribute: np.nanmean(values - values[2], 1) for attribute, values in curves.items()}  # [5] each
         values, change = curves[name], changes.pop(name)
-        whole = np.isfinite(values).all(0)
-        steps = np.diff(values[:, whole], axis=0)
         return {
             "low": round(float(change[0]), 2),
             "high": round(float(change[-1]), 2),
             "mean_rises": bool((np.diff(change) > 0).all()),
-            "monotone": round(float((steps > -0.1).all(0).mean()), 3),
+            "monotone": round(steady(values), 3),
             "found": round(float(np.isfinite(values).mean()), 3),
             "side_effects": {
                 other: round(float(np.mean(np.abs(moved[[0, 4]]))), 2) for other, moved in changes.items()
