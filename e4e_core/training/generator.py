@@ -140,29 +140,34 @@ class Training:
         discriminator.requires_grad_(True)
         return losses
 
-    def _criticise(self, reals: Tensor, penalize: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Add the discriminator's gradients for a part of the batch: (its loss, the fakes, the logits of the reals)."""
+    def _criticise(self, reals: Tensor, penalize: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Add the discriminator's gradients for a part of the batch: (its loss, the fakes, the logits of the reals).
+
+        The fakes are for the generator's turn; None if there are more parts, whose graphs would fill the memory.
+        """
         config, augment, discriminator = self.config, self.augment, self.discriminator
+        whole = config.accumulate == 1
         with self.precision.autocast:
-            fakes = self._render(config.batch // config.accumulate)
+            with torch.set_grad_enabled(whole):
+                fakes = self._render()
             real_logits = discriminator(augment(reals))
             loss = discriminator_loss(real_logits, discriminator(augment(fakes.detach())))
         self.precision.backward(loss / config.accumulate)
         if penalize:
             weight = config.r1 / 2 * config.r1_every / config.accumulate
             self.precision.backward(weight * gradient_penalty(discriminator, augment(reals)))
-        return loss.detach(), fakes, real_logits.detach()
+        return loss.detach(), fakes if whole else None, real_logits.detach()
 
-    def _convince(self, fakes: Tensor) -> Tensor:
-        """Add the generator's gradients for a part of the batch; returns its loss."""
+    def _convince(self, fakes: Tensor | None) -> Tensor:
+        """Add the generator's gradients for a part of the batch, or for as many new pictures; returns its loss."""
         with self.precision.autocast:
-            loss = non_saturating(self.discriminator(self.augment(fakes)))
+            loss = non_saturating(self.discriminator(self.augment(self._render() if fakes is None else fakes)))
         self.precision.backward(loss / self.config.accumulate)
         return loss.detach()
 
-    def _render(self, count: int) -> Tensor:
-        """This process's share of `count` random pictures, with fresh noise."""
-        codes = draw_codes(self.generator, count, self.config.mixing)
+    def _render(self) -> Tensor:
+        """This process's share of a part of the batch: random pictures with fresh noise."""
+        codes = draw_codes(self.generator, self.config.batch // self.config.accumulate, self.config.mixing)
         return self.generator(self.processes.share(codes), random_noise=self.config.noise)
 
     def _penalize_path(self) -> Tensor:
