@@ -201,16 +201,14 @@ def verdict(rows: Table) -> list[str]:
     figures = {row["encoder"]: row for row in rows}
     lines = []
     for figure, order in CLAIMS.items():
-        estimates = [figures[title][figure] for title in order]
-        wanted = " < ".join(order)
-        rising = all(a.value < b.value for a, b in pairwise(estimates))
+        found = sorted(order, key=lambda title: figures[title][figure].value)
+        estimates = [figures[title][figure] for title in found]
+        wanted, here = " < ".join(order), " < ".join(found)
         apart = all(a.high < b.low for a, b in pairwise(estimates))
-        if rising:
-            doubt = "" if apart else ", but the intervals of neighbours overlap"
-            lines.append(f"- **{figure[:-2]}**: {wanted}, as the paper says{doubt}.")
-        else:
-            found = sorted(order, key=lambda title: figures[title][figure].value)
-            lines.append(f"- **{figure[:-2]}**: the paper says {wanted}; here it comes out {' < '.join(found)}.")
+        doubt = "" if apart else ", but the intervals of neighbours overlap"
+        other = f"the paper says {wanted}; here it comes out {here}"
+        said = f"{wanted}, as the paper says" if here == wanted else other
+        lines.append(f"- **{figure[:-2]}**: {said}{doubt}.")
     return lines
 
 
@@ -274,7 +272,9 @@ def run(settings: PaperClaim, base: EncoderTraining, seer: Look) -> Table:
         figures = measure_encoder(model, shown, targets, settings.faces, directions, seer, spread)
         rows.append({"encoder": title, **figures})
     about = {"pictures per encoder": settings.images, "held-out pictures": len(indices), "faces edited": settings.faces}
-    about |= {"directions": " ".join(directions), "trunk": settings.trunk or "from nothing", "seed": settings.seed}
+    about |= {"directions": " ".join(directions), "generator": f"{settings.generator} of {first.resolution} px"}
+    about |= {"trunk": settings.trunk or "from nothing", "faces the directions are fitted on": settings.samples}
+    about |= {"seed": settings.seed}
     folder = settings.out / f"{settings.images}"
     write({"Encoders": rows}, folder, "results", about)
     sheet(models, targets[:4], directions).save(folder / "photos.png")

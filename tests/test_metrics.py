@@ -305,3 +305,4 @@ def test_the_verdict_is_honest():
     otherwise = verdict(rows((3, 1, 1), (1, 1.1, 2), (2, 1.05, 3)))
     assert otherwise[1].endswith("as the paper says, but the intervals of neighbours overlap.")
     assert otherwise[2].endswith("here it comes out W < W+ (pSp) < W^k (e4e).")
+    assert verdict(rows((3, 1, 2), (1, 3, 2.05), (2, 2, 2.1)))[2].endswith("but the intervals of neighbours overlap.")
