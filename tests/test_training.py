@@ -33,6 +33,7 @@ from e4e_core.training.generator import (
     train_generator,
 )
 from e4e_core.training.latents import CodePool
+from e4e_core.training.losses import energy_distance
 from e4e_core.training.processes import Processes
 from e4e_core.training.run import Run, load_state
 from e4e_core.training.settings import PRESETS, FacesTraining
@@ -254,14 +255,21 @@ def test_a_learning_decoder_moves_and_its_average_is_kept(blobs: Path, small_run
     state = load_state(tmp_path / "state.pt")
     saved, critic = load_generator(folder)
     for name, weight in saved.named_parameters():
-        torch.testing.assert_close(weight, state["g_ema"][name], rtol=0, atol=0)
+        if not name.startswith("style."):
+            torch.testing.assert_close(weight, state["g_ema"][name], rtol=0, atol=0)
     moved = [n for n, p in first.named_parameters() if not torch.equal(p, state["g"][n])]
     assert {name.partition(".")[0] for name in moved} >= {"style", "input", "convs", "to_rgbs"}
     assert not torch.equal(saved.conv1.conv.weight, state["g"]["conv1.conv.weight"]), "the average is not the newest"
     assert not torch.equal(critic.final_conv[0].weight, first_critic.final_conv[0].weight)
     assert sorted(path.name for path in tmp_path.glob("samples_*")) == ["samples_0000008.png", "samples_0000016.png"]
-    codes = load_model(folder, device="cpu").invert(torch.zeros(1, 3, 32, 32))
-    assert codes.shape == (1, 8, 16)
+    model = load_model(folder, device="cpu", precision="float32")
+    with torch.no_grad():
+        w = model.invert(torch.stack([*Pictures(blobs, 32, mirror=True)]))
+        assert w.shape[1:] == (8, 16)
+        z = torch.randn(200, 16)
+        settled = energy_distance(model.map(z), w[:, 0])
+        model.decoder.load_state_dict(state["g_ema"])
+        assert settled < 0.2 * energy_distance(model.map(z), w[:, 0]), "it does not invent what the encoder sees"
 
 
 def test_validation_changes_nothing_of_the_run(blobs: Path, small_run: Path, tmp_path: Path):

@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.stylegan2 import Generator, NoiseInjection
@@ -17,6 +18,8 @@ from e4e_core.training.settings import EncoderTraining
 EMA_IMAGES = 2_000  # half-life of the average, in pictures: the encoder follows the generator itself, not its past
 RECENT = 512  # codes of photos that the mapping network is compared with
 MAPPED = 256  # codes of its own that it is compared by
+SETTLING_STEPS = 1_000
+SETTLING_CODES = 256  # compared in each of these steps
 MAPPING_RATE = 20  # times the other layers' learning rate, because its weights are a hundred times as large (`lr_mul`)
 
 
@@ -84,6 +87,25 @@ class LearningDecoder:
         self.recent.add(self.processes.gather(codes))
         recent = self.recent.codes
         return energy_distance(mapped, recent) if len(recent) > 1 else mapped.new_zeros(())
+
+    def settled(self, w: Tensor) -> Generator:
+        """The average with its mapping network fitted to the w float [n, D] of photos, n > 1.
+
+        In training that network runs after an encoder that moves on, and that normalises by the batch where it later
+        does not.
+        """
+        generator, rate = copy.deepcopy(self.average), self._rates[1]
+        mapping = generator.style.requires_grad_(True)
+        optimizer = torch.optim.Adam(mapping.parameters(), rate, betas=(0.5, 0.99))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, SETTLING_STEPS)
+        for _ in tqdm(range(SETTLING_STEPS), desc="mapping network", leave=False):
+            mapped = mapping(torch.randn(SETTLING_CODES, w.shape[1], device=w.device))
+            loss = energy_distance(mapped, w[torch.randperm(len(w))[:SETTLING_CODES]])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        return generator.requires_grad_(False)
 
     def realism(self, fake_maps: list[Tensor], count: int) -> Tensor:
         """What the generator pays for its first `count` pictures, the inversions, and for the rest, its samples.

@@ -53,7 +53,7 @@ def train_encoder(config: EncoderTraining) -> Path:
     pictures = Pictures(config.data, size, mirror=True, holdout=config.holdout, aspect=aspect)
     share = (processes.rank, processes.count)
     batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers, share)
-    report = Report(config, training, run) if processes.main else None
+    report = Report(config, training, run, pictures) if processes.main else None
     bar = tqdm(total=config.images, initial=progress.images, unit="img", smoothing=0.05, disable=not processes.main)
     while progress.images < config.images:
         step = progress.images // config.batch

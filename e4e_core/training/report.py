@@ -18,18 +18,20 @@ from e4e_core.training.data import Pictures
 from e4e_core.training.generator import DISCRIMINATOR, sample
 from e4e_core.training.run import Log, Run
 from e4e_core.training.settings import EncoderTraining
-from e4e_core.training.validation import Validation
+from e4e_core.training.validation import BATCH, Validation, measuring
 from errors import TrainingError
 
 if TYPE_CHECKING:
     from e4e_core.training.encoder import Training
 
+SETTLED_ON = 1_000  # pictures
+
 
 class Report:
     """What the main process saves and shows: state, last and best model, figures, sheets."""
 
-    def __init__(self, config: EncoderTraining, training: "Training", run: Run):
-        self.config, self.training, self.run = config, training, run
+    def __init__(self, config: EncoderTraining, training: "Training", run: Run, pictures: Pictures):
+        self.config, self.training, self.run, self.pictures = config, training, run, pictures
         self.log = Log(config.out, training.progress.images // config.batch)
         self.edits = list(load_file(config.directions).values()) if config.directions else []
         size = training.model.resolution
@@ -80,12 +82,23 @@ class Report:
                 part.unlink(missing_ok=True)
                 raise TrainingError(f"{folder / DISCRIMINATOR} could not be written ({error}); make room.") from error
 
+    def _w_of_photos(self) -> Tensor:
+        """What the encoder as it is sees in the training's pictures, or in SETTLED_ON of them: w float [n, D]."""
+        model, pictures = self.training.model, self.pictures
+        some = [pictures[i] for i in range(0, len(pictures), -(-len(pictures) // SETTLED_ON))]
+        with measuring(model.encoder):
+            codes = [self.training.invert(few.to(model.device)) for few in torch.stack(some).split(BATCH)]
+        return torch.cat(codes)[:, 0]
+
     @contextmanager
     def _saved_decoder(self) -> Iterator[None]:
-        """The model with a learning generator's average, which is what is measured and kept."""
+        """The model with a learning generator's average, which is what is measured and kept; at the end it settles."""
         training = self.training
         if training.decoder:
             training.model.decoder = training.decoder.average
+            if training.progress.images >= self.config.images:
+                with torch.random.fork_rng():  # a run that is given more pictures later goes on as if it had not ended
+                    training.model.decoder = training.decoder.settled(self._w_of_photos())
         try:
             yield
         finally:
