@@ -49,6 +49,7 @@ class Exploring(Layout):
             with gr.Row(elem_classes="pair"):
                 self.keep_own = gr.Button("Keep as slider", size="sm", elem_id="keep-own")
                 self.drop_own = gr.Button("Delete slider", size="sm", elem_id="drop-own")
+            self._lay_out_describing()
             with gr.Row(elem_classes="pair"):
                 self.save_own = gr.Button("Save my sliders", size="sm", elem_id="save-own")
                 self.load_own = gr.UploadButton(
@@ -76,6 +77,7 @@ class Exploring(Layout):
         kept = [self.component, self.own_name, self.visit, *look]
         self.keep_own.click(handle(self.keep_component), kept, changed, **QUIETLY)
         self.drop_own.click(handle(self.drop_component), [self.own_name, self.visit], changed, **QUIETLY)
+        self._wire_describing(changed)
         self.load_own.upload(handle(self.load_sliders), [self.load_own, self.visit], changed, **QUIETLY)
         self.save_own.click(
             handle(self.save_sliders), [self.visit], [self.visit, self.file, self.status], **WORK

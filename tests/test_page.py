@@ -28,8 +28,27 @@ ASTRONAUT = ROOT / "examples" / "astronaut.png"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RESOLUTION = 512  # above the size of previews
 PATIENCE = 120_000  # ms; an idle machine needs a hundredth
-# With SLOW = 0 every drag shows previews first, whatever the speed of this machine.
-START = "import sys, app, page.studio; page.studio.SLOW = 0; sys.exit(app.main(sys.argv[1:]))"
+# With SLOW = 0 every drag shows previews first, whatever the speed of this machine. In place of CLIP stands what sees
+# the mean colour of a picture and knows the word "red".
+START = """
+import sys, torch, app, page.describing, page.studio
+from editing import text
+
+class Colour:
+    def sentences(self, sentences):
+        views = torch.tensor([[1.0 + 2.0 * ("red" in each), 1.0, 1.0, 1.0] for each in sentences])
+        return torch.nn.functional.normalize(views, dim=1)
+
+    def pictures(self, images):
+        views = torch.cat([images.mean((2, 3)), torch.ones_like(images[:, :1, 0, 0])], 1)
+        return torch.nn.functional.normalize(views, dim=1)
+
+page.studio.SLOW = 0
+text.FACES = 2
+text.load_clip = lambda device, progress: Colour()
+page.describing.why_not = lambda: ""
+sys.exit(app.main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="session")
@@ -459,6 +478,21 @@ def test_a_component_becomes_a_slider_of_this_visit_alone(visit):
     other.reload()
     expect(other.locator("#fidelity")).to_be_visible()
     expect(other.get_by_text("My own")).to_have_count(0)
+
+
+def test_two_descriptions_become_a_slider_of_this_visit(page):
+    page.locator("#exploring .label-wrap").click()
+    page.get_by_label("To", exact=True).fill("a red face")
+    page.locator("#describe").click()
+    expect(page.locator("#described img")).to_have_count(3)
+    expect(page.locator("#status")).to_contain_text("A red face is a slider now")
+    expect(page.locator("#describe")).to_be_enabled()
+    number(page, "A red face").fill("3")
+    settled(page, "A red face +3")
+    page.get_by_label("Name of the slider").fill("A red face")
+    page.locator("#drop-own").click()
+    expect(page.get_by_label("number input for A red face")).to_have_count(0)
+    page.locator("#exploring .label-wrap").click()
 
 
 def test_presets_are_applied_kept_by_the_browser_and_deleted(visit):
