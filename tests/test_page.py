@@ -217,6 +217,70 @@ def drag(page: playwright.Page, label: str, to: float, steps: int) -> None:
     page.mouse.move(box["x"] + box["width"] * to, y, steps=steps)
 
 
+NAME = """(element) => (element.getAttribute("aria-label")
+  || document.getElementById(element.getAttribute("aria-labelledby"))?.innerText
+  || [...(element.labels ?? [])].map((label) => label.innerText).join(" ")
+  || element.innerText || element.title || element.placeholder || element.querySelector("img")?.alt || "").trim()"""
+# What can be reached with the keyboard and has no name for screen readers, or looks the same with and without focus.
+LACKING = f"""() => {{
+  const name = {NAME};
+  document.head.insertAdjacentHTML("beforeend", "<style>* {{ transition: none !important }}</style>");
+  const look = (element) => {{
+    const style = getComputedStyle(element);
+    return [style.outline, style.boxShadow, style.borderColor, style.backgroundColor, style.opacity].join();
+  }};
+  const looks = (element) => [element, element.closest("label"), element.parentElement, element.parentElement.parentElement]
+    .map((each) => each && look(each)).join();
+  return [...document.querySelectorAll("button, a[href], input, textarea, select, [tabindex]")]
+    .filter((each) => each.tabIndex >= 0 && !each.disabled && each.checkVisibility({{ visibilityProperty: true }}))
+    .flatMap((each) => {{
+      document.activeElement.blur();
+      const before = looks(each);
+      each.focus();
+      const lacks = [name(each) ? "" : "no name", looks(each) === before ? "no focus" : ""].join(" ").trim();
+      return lacks ? [`${{lacks}}: ${{name(each)}} ${{each.outerHTML.slice(0, 160)}} in ${{each.closest("[id]").id}}`] : [];
+    }});
+}}"""
+
+
+def tab_to(page: playwright.Page, name: str, key: str = "Tab") -> None:
+    """Press Tab until the focus is on what a screen reader would call `name`."""
+    passed = []
+    for _ in range(200):
+        page.keyboard.press(key)
+        passed.append(page.evaluate(f"() => ({NAME})(document.activeElement)"))
+        if passed[-1] == name:
+            return
+    raise AssertionError(f"{name} is not among {passed}")
+
+
+def test_the_keyboard_alone_opens_edits_undoes_compares_and_downloads(visit):
+    page = visit()
+    tab_to(page, "Example 1")
+    page.keyboard.press("Enter")
+    unedited = settled(page, "Opened in")
+    tab_to(page, "range slider for Smile")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert settled(page, "Smile +0.15") != unedited
+    tab_to(page, "Undo")
+    page.keyboard.press("Space")
+    assert settled(page, "No edits") == unedited
+    tab_to(page, "Before / after", "Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#compare img")).to_have_count(2)
+    tab_to(page, "Download face")
+    with page.expect_download() as started:
+        page.keyboard.press("Enter")
+    assert started.value.suggested_filename == "edited-face.png"
+    # Whatever else there is has a name and shows when it has the focus, the accordions' contents included.
+    page.evaluate("document.querySelectorAll('.label-wrap:not(.open)').forEach((each) => each.click())")
+    expect(page.locator("#rows img")).to_have_count(12)
+    page.keyboard.press("Tab")  # from here on, the browser shows the focus wherever it is set
+    lacking = page.evaluate(LACKING)
+    assert not lacking, "\n".join(lacking)
+
+
 def test_the_empty_page_says_what_to_do_and_an_upload_gives_a_result(visit):
     page = visit()
     sliders = page.locator("#sliders").bounding_box()

@@ -68,7 +68,8 @@ def editor(monkeypatch: pytest.MonkeyPatch) -> Editor:
     return editor
 
 
-def test_the_relevance_of_a_channel_is_the_cosine_of_what_it_does_and_what_is_wanted(editor):
+def test_the_relevance_of_a_channel_is_the_cosine_of_what_it_does_and_what_is_wanted(editor, monkeypatch):
+    monkeypatch.setattr(text, "PROBES", VIEW)  # all there are, so that lengths are exact
     matrix = torch.randn(VIEW, LAYERS * CHANNELS)
     towards = F.normalize(torch.randn(VIEW), dim=0)
     seen = []
