@@ -229,8 +229,8 @@ LACKING = f"""() => {{
     const style = getComputedStyle(element);
     return [style.outline, style.boxShadow, style.borderColor, style.backgroundColor, style.opacity].join();
   }};
-  const looks = (element) => [element, element.closest("label"), element.parentElement, element.parentElement.parentElement]
-    .map((each) => each && look(each)).join();
+  const around = (element) => [element, element.closest("label"), element.parentElement];
+  const looks = (element) => around(element).map((each) => each && look(each)).join();
   return [...document.querySelectorAll("button, a[href], input, textarea, select, [tabindex]")]
     .filter((each) => each.tabIndex >= 0 && !each.disabled && each.checkVisibility({{ visibilityProperty: true }}))
     .flatMap((each) => {{
@@ -238,7 +238,8 @@ LACKING = f"""() => {{
       const before = looks(each);
       each.focus();
       const lacks = [name(each) ? "" : "no name", looks(each) === before ? "no focus" : ""].join(" ").trim();
-      return lacks ? [`${{lacks}}: ${{name(each)}} ${{each.outerHTML.slice(0, 160)}} in ${{each.closest("[id]").id}}`] : [];
+      const where = `${{name(each)}} ${{each.outerHTML.slice(0, 160)}} in ${{each.closest("[id]").id}}`;
+      return lacks ? [`${{lacks}}: ${{where}}`] : [];
     }});
 }}"""
 
