@@ -169,8 +169,13 @@ class Page(Describing, Downloads, Exploring, Keeping, Mixing, Refining):
         offer(self.studio, self.start)
 
     def _in_sentences(self, handler: Callable[..., dict]) -> Callable[..., dict]:
-        """The handler with its errors as sentences in the status line."""
-        return in_sentences(handler, lambda sentence: {self.status: status_line(sentence)}, self.studio.free_memory)
+        """The handler with its errors as sentences in the status line and, so that nobody misses them, in a notice."""
+
+        def answer(sentence: str) -> dict:
+            gr.Warning(html.escape(sentence, quote=False), title="Not done")
+            return {self.status: status_line(sentence)}
+
+        return in_sentences(handler, answer, self.studio.free_memory)
 
     def _drop_upload(self, source: Any) -> None:
         """Delete what was uploaded: it is in memory now, nobody needs it on disk."""

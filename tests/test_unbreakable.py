@@ -170,6 +170,7 @@ def test_own_sliders_come_back_from_their_file_and_belong_to_one_visit(page, vis
     assert "needs a name" in said(page, page.keep_component, 1, " ", visit, *FIELDS)
     assert "click on one" in said(page, page.keep_component, None, "x", visit, *FIELDS)
     assert "keep one first" in said(page, page.save_sliders, visit)
+    assert page.choose_method(visit, 0, *FIELDS)[page.component] is None  # it was one of the other method's
 
 
 def test_without_clip_the_fields_for_words_are_off_and_say_why(page, monkeypatch):
