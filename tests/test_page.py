@@ -85,7 +85,7 @@ def address(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield f"http://127.0.0.1:{port}/"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE / 1000)
     assert "Traceback" not in log.read_text(), log.read_text()
 
 
