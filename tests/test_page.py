@@ -238,7 +238,8 @@ LACKING = f"""() => {{
       document.activeElement.blur();
       const before = looks(each);
       each.focus();
-      const lacks = [name(each) ? "" : "no name", each.type !== "range" && looks(each) === before ? "no focus" : ""].join(" ").trim();
+      const same = each.type !== "range" && looks(each) === before;
+      const lacks = [name(each) ? "" : "no name", same ? "no focus" : ""].join(" ").trim();
       const where = `${{name(each)}} ${{each.outerHTML.slice(0, 160)}} in ${{each.closest("[id]").id}}`;
       return lacks ? [`${{lacks}}: ${{where}}`] : [];
     }});
