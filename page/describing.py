@@ -37,7 +37,7 @@ class Describing(Layout):
         """`changed`: what another slider changes on the page."""
         handle, at_once = self._in_sentences, {"queue": False, "show_progress": "hidden", **RAW}
         buttons = [self.describe, self.cancel_words]
-        begun = self.describe.click(handle(self.begin_search), None, [*buttons, self.status], **at_once)
+        begun = self.describe.click(handle(self.begin_search), None, [self.described, *buttons, self.status], **at_once)
         done = begun.then(
             handle(self.search),
             [self.target, self.neutral, self.visit],
@@ -61,7 +61,8 @@ class Describing(Layout):
 
     def begin_search(self, request: gr.Request) -> dict:
         self._searches[request.session_hash] = threading.Event()
-        return {**self._search_buttons(True), self.status: status_line("Searching; it may wait for that of others.")}
+        text = "Searching; it may wait for that of others."
+        return {self.described: None, **self._search_buttons(True), self.status: status_line(text)}
 
     def search(
         self,
