@@ -29,7 +29,7 @@ $(VENV)/installed-app: requirements.txt | $(VENV)/pyvenv.cfg
 	@$(INSTALL) -r requirements.txt
 	@touch $@
 
-$(VENV)/installed-test: requirements.txt requirements-training.txt requirements-dev.txt | $(VENV)/pyvenv.cfg
+$(VENV)/installed-test: $(wildcard requirements*.txt) | $(VENV)/pyvenv.cfg
 	@echo "Installing what the page and its tests need into $(VENV); the first time this takes a few minutes."
 	@$(INSTALL) -r requirements-dev.txt
 	@touch $@ $(VENV)/installed-app

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from e4e_core.downloads import Progress, fetch
+from e4e_core.downloads import Progress, fetch, is_intact, is_reachable
 from e4e_core.formats import CONFIG, export_published, read_folder, read_published, save_model
 from e4e_core.models.e4e import E4E, resolve_precision
-from errors import ModelError
+from errors import DownloadError, ModelError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,6 +30,7 @@ __all__ = [
     "export_published",
     "load_model",
     "load_or_demo",
+    "published_file",
     "registry",
     "save_model",
 ]
@@ -158,3 +159,33 @@ def _converted(folder: Path, name: str, source: Callable[[], Path]) -> E4E:
     except ModelError:  # no room or no right to write: the next start converts again
         return model
     return read_folder(folder)
+
+
+def networks() -> dict[str, dict[str, Any]]:
+    """Networks that others trained; the head of `checkpoints/networks.toml` explains the keys of an entry."""
+    return tomllib.loads((CHECKPOINTS / "networks.toml").read_text(encoding="utf-8"))
+
+
+def published_file(name: str, progress: Progress | None = None) -> Path:
+    """The file of an entry of `networks()`, its digest checked; `progress` as in `load_model`. Raises DownloadError."""
+    entry = networks()[name]
+    by_hand, cached = CHECKPOINTS / entry["file"], cache_folder().parent / "losses" / entry["file"]
+    if "sha256" not in entry:
+        if by_hand.exists():
+            return by_hand
+        raise DownloadError(f"download {entry['file']} from {entry['page']} and put it into {CHECKPOINTS}")
+    if "mirrors" in entry:
+        return fetch(name, entry, CHECKPOINTS, progress)
+    if by_hand.exists() and not is_intact(by_hand, entry):
+        raise DownloadError(f"{by_hand} is not the published file; remove it, or replace it by {entry['page']}")
+    for path in (by_hand, cached):
+        if path.exists() and is_intact(path, entry):
+            return path
+    if not is_reachable(entry["url"]):
+        raise DownloadError(f"there is no network; put {entry['file']} from {entry['page']} into {CHECKPOINTS}")
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(entry["url"], str(cached), hash_prefix=entry["sha256"])
+    except (OSError, RuntimeError) as error:
+        raise DownloadError(f"{entry['url']}: {error}") from error
+    return cached

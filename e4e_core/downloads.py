@@ -46,6 +46,18 @@ def fetch(name: str, entry: Mapping[str, Any], folder: Path, progress: Progress 
     )
 
 
+def is_at_hand(entry: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a file is in `folder` or in the Hub's cache, or could be asked for over the network."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if (folder / entry["file"]).exists():
+        return True
+    for mirror in entry["mirrors"]:
+        if isinstance(try_to_load_from_cache(mirror["repository"], mirror["path"], revision=mirror["revision"]), str):
+            return True
+    return not constants.HF_HUB_OFFLINE and is_reachable(constants.ENDPOINT)
+
+
 def _copies(
     mirrors: list[dict[str, str]], progress: Progress | None, problems: list[str]
 ) -> Iterator[tuple[str, Path]]:

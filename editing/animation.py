@@ -68,6 +68,10 @@ def _save_gif(pictures: Iterable[Image.Image], target: Path) -> None:
 def _save_mp4(pictures: Iterable[Image.Image], target: Path) -> None:
     pictures = iter(pictures)
     first = next(pictures)
+    try:
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise PhotoError("There is no ffmpeg on this machine, which MP4 films need; choose GIF.") from error
     note = ["-metadata", f"comment={NOTE} {MARK}", "-movflags", "+faststart", "-threads", "1"]
     writer = imageio_ffmpeg.write_frames(
         str(target), first.size, fps=RATE, codec="libx264", quality=8, macro_block_size=2, output_params=note

@@ -45,7 +45,7 @@ def ganspace(
     Returns: `ganspace-0`, …; a strength of 1 is one standard deviation of the coordinate, sliders end at 3.
     Raises: DirectionError for layers the model does not have.
     """
-    w = _mapped(model, samples, seed)  # [samples, D]
+    w = mapped(model, samples, seed)  # [samples, D]
     _, _, axes = torch.linalg.svd(w - w.mean(0), full_matrices=False)  # rows: components, descending variance
     return _sliders("ganspace", "GANSpace", axes[:count], w, _range(model, layers), model.num_layers)
 
@@ -67,7 +67,7 @@ def sefa(
     weights = F.normalize(weights.double().cpu(), dim=1)
     _, vectors = torch.linalg.eigh(weights.T @ weights)  # columns, ascending eigenvalues
     axes = vectors.T.flip(0)[:count]
-    return _sliders("sefa", "SeFa", axes, _mapped(model, samples, seed), (first, last), model.num_layers)
+    return _sliders("sefa", "SeFa", axes, mapped(model, samples, seed), (first, last), model.num_layers)
 
 
 def modulation(generator: Generator, layer: int) -> Tensor:
@@ -83,7 +83,7 @@ def modulation(generator: Generator, layer: int) -> Tensor:
 
 
 @torch.no_grad()
-def _mapped(model: E4E, samples: int, seed: int) -> Tensor:
+def mapped(model: E4E, samples: int, seed: int) -> Tensor:
     """float64 [samples, D] on the CPU: codes of a seeded draw of z."""
     z = torch.randn(samples, model.latent_dim, generator=torch.Generator().manual_seed(seed))
     return torch.cat([model.map(some).double().cpu() for some in z.split(1000)])
@@ -129,7 +129,7 @@ def name_by_attribute(
     Args: look: measures a rendered picture; None where it cannot.
     Raises: DirectionError if nearly no picture can be measured.
     """
-    codes = _mapped(model, faces, seed).float()[:, None].expand(-1, model.num_layers, -1)  # [n, L, D]
+    codes = mapped(model, faces, seed).float()[:, None].expand(-1, model.num_layers, -1)  # [n, L, D]
     middle = [row for row in _looks(model, codes, look) if row]
     if len(middle) < 3:
         raise DirectionError(f"Only {len(middle)} of {faces} pictures could be measured; name the directions by hand.")

@@ -3,13 +3,10 @@
 They hold nothing between calls, so that any number of programs and pages share one process.
 """
 
-import functools
 import html
 import io
-import logging
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +16,14 @@ from PIL import Image
 from alignment import FEATHER
 from alignment.masks import check_region
 from editing.export import save_png
-from errors import DirectionError, E4EError, PhotoError
+from errors import DirectionError, PhotoError
+from page.incoming import in_sentences
 from page.presets import Edits
-from page.studio import Studio, Visit, is_out_of_memory, milliseconds
+from page.studio import Studio, Visit, milliseconds
 
 STRENGTHS = {"type": "object", "additionalProperties": {"type": "number"}, "description": "slider -> strength"}
 FAILED = "Something went wrong here; check what you send and try again."
 FULL = "The memory of this machine does not suffice for that; try again later, or send a smaller photo."
-
-log = logging.getLogger("e4e")
 
 
 def offer(studio: Studio, start: str) -> None:
@@ -96,11 +92,12 @@ def offer(studio: Studio, start: str) -> None:
         }
         return _written(output, picture, studio.settings(visit)), report
 
+    said = (_raise, studio.free_memory, FAILED, FULL)
     queue = {"concurrency_id": "rendering", "concurrency_limit": 1, "show_progress": "hidden"}
     with gr.Column(visible=False):
         model = gr.Textbox(label="model")
         table = gr.JSON(label="directions")
-        gr.Button().click(_in_sentences(directions, studio), [model], [table], api_name="directions", **queue)
+        gr.Button().click(in_sentences(directions, *said), [model], [table], api_name="directions", **queue)
         strengths = gr.JSON(label="strengths", value={})
         strengths.api_info = lambda: STRENGTHS  # Gradio's own describes no JSON schema, which MCP clients refuse
         inputs = [
@@ -114,7 +111,7 @@ def offer(studio: Studio, start: str) -> None:
             gr.Number(label="feather", value=FEATHER),
         ]
         output, report = gr.File(label="picture"), gr.JSON(label="report")
-        gr.Button().click(_in_sentences(edit, studio), inputs, [output, report], api_name="edit", **queue)
+        gr.Button().click(in_sentences(edit, *said), inputs, [output, report], api_name="edit", **queue)
 
 
 def _written(output: gr.File, picture: Image.Image, settings: dict[str, Any]) -> str:
@@ -124,20 +121,6 @@ def _written(output: gr.File, picture: Image.Image, settings: dict[str, Any]) ->
         return output.move_resource_to_block_cache(path)
 
 
-def _in_sentences(function: Callable, studio: Studio) -> Callable:
-    """The function, its errors as the sentence that gradio_client raises."""
-
-    @functools.wraps(function)
-    def wrapped(*inputs):
-        try:
-            return function(*inputs)
-        except E4EError as error:
-            sentence = str(error)
-        except Exception as error:
-            log.exception("An endpoint failed.")
-            sentence = FULL if is_out_of_memory(error) else FAILED
-        if sentence is FULL:
-            studio.free_memory()
-        raise gr.Error(html.escape(sentence, quote=False), print_exception=False)
-
-    return wrapped
+def _raise(sentence: str) -> None:
+    """As the error that gradio_client raises."""
+    raise gr.Error(html.escape(sentence, quote=False), print_exception=False)

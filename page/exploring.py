@@ -49,6 +49,7 @@ class Exploring(Layout):
             with gr.Row(elem_classes="pair"):
                 self.keep_own = gr.Button("Keep as slider", size="sm", elem_id="keep-own")
                 self.drop_own = gr.Button("Delete slider", size="sm", elem_id="drop-own")
+            self._lay_out_describing()
             with gr.Row(elem_classes="pair"):
                 self.save_own = gr.Button("Save my sliders", size="sm", elem_id="save-own")
                 self.load_own = gr.UploadButton(
@@ -65,7 +66,8 @@ class Exploring(Layout):
         for turn, by in ((self.back, -1), (self.forth, 1)):
             inputs = [self.visit, self.sheet, *look]
             turn.click(handle(self._turning(by)), inputs, shown, **{**QUIETLY, "trigger_mode": "multiple"})
-        moves = [self.method.input, *(event for each in look[1:] for event in (each.input, each.release))]
+        self.method.input(handle(self.choose_method), [self.visit, self.sheet, *look], shown, **quietly)
+        moves = [event for each in look[1:] for event in (each.input, each.release)]
         gr.on(moves, handle(self.look_again), [self.visit, self.sheet, *look], [self.rows, self.status], **quietly)
         # Another photo, face or model, or other sliders.
         inputs = [self.explored, self.visit, self.sheet, *look]
@@ -76,6 +78,7 @@ class Exploring(Layout):
         kept = [self.component, self.own_name, self.visit, *look]
         self.keep_own.click(handle(self.keep_component), kept, changed, **QUIETLY)
         self.drop_own.click(handle(self.drop_component), [self.own_name, self.visit], changed, **QUIETLY)
+        self._wire_describing(changed)
         self.load_own.upload(handle(self.load_sliders), [self.load_own, self.visit], changed, **QUIETLY)
         self.save_own.click(
             handle(self.save_sliders), [self.visit], [self.visit, self.file, self.status], **WORK
@@ -106,6 +109,10 @@ class Exploring(Layout):
 
     def look_again(self, visit: Visit, sheet: Any, *fields: Any) -> dict:
         return {self.rows: self._pictures(visit, sheet, *fields)}
+
+    def choose_method(self, visit: Visit, sheet: Any, *fields: Any) -> dict:
+        """The other method's components are others: the chosen one is not among them."""
+        return {**self.look_again(visit, sheet, *fields), self.component: None, self.own_name: ""}
 
     def refresh(self, explored: Any, visit: Visit, sheet: Any, *fields: Any) -> dict:
         return self.look_again(visit, sheet, *fields) if explored is True else gr.skip()

@@ -2,14 +2,11 @@
 
 import base64
 import functools
-import html
 import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import gradio as gr
 
 from errors import E4EError, PhotoError
 from page.studio import is_out_of_memory
@@ -72,9 +69,18 @@ def check_open(visit: Any) -> None:
 
 
 def in_sentences(
-    handler: Callable[..., dict], answer: Callable[[str], dict], free_memory: Callable[[], None]
-) -> Callable[..., dict]:
-    """The handler with its errors as sentences: in `answer` and, so that nobody misses it, in a notice."""
+    handler: Callable[..., Any],
+    answer: Callable[[str], Any],
+    free_memory: Callable[[], None],
+    failed: str = FAILED,
+    full: str = FULL,
+) -> Callable[..., Any]:
+    """The handler with its errors as sentences, which `answer` shows or raises.
+
+    Args:
+        free_memory: called before the answer when there was too little memory.
+        failed, full: what is said of an error that no sentence was written for, and of too little memory.
+    """
 
     @functools.wraps(handler)
     def wrapped(*inputs, **named):
@@ -83,11 +89,10 @@ def in_sentences(
         except E4EError as error:
             sentence = str(error)
         except Exception as error:
-            log.exception("A handler of the page failed.")
-            sentence = FULL if is_out_of_memory(error) else FAILED
-        if sentence is FULL:
+            log.exception("%s failed.", handler.__name__)
+            sentence = full if is_out_of_memory(error) else failed
+        if sentence is full:
             free_memory()
-        gr.Warning(html.escape(sentence, quote=False), title="Not done")
         return answer(sentence)
 
     return wrapped

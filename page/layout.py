@@ -56,6 +56,9 @@ class Layout:
     def _lay_out_exploring(self) -> None:
         raise NotImplementedError
 
+    def _lay_out_describing(self) -> None:
+        raise NotImplementedError
+
     def _lay_out_films(self) -> None:
         raise NotImplementedError
 

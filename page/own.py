@@ -24,6 +24,11 @@ def keep(studio: Studio, visit: Visit, look: Look, number: int, label: Any) -> V
     return _owning(visit, [replace(found[number], label=label, group=OWN, low=-look.reach, high=look.reach)])
 
 
+def keep_found(visit: Visit, direction: Direction) -> Visit:
+    """The visit with one more slider of its own, called as it is. Raises PhotoError when there are too many."""
+    return _owning(visit, [replace(direction, label=direction.label[:LONGEST_LABEL].strip(), group=OWN)])
+
+
 def load(studio: Studio, visit: Visit, data: bytes) -> Visit:
     """The visit with the sliders of a file added to its own. Raises DirectionError, see `unpack`."""
     model = studio.editor(visit.model).model

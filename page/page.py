@@ -17,6 +17,7 @@ from editing import Session
 from errors import PhotoError
 from limits import limit
 from page.api import offer
+from page.describing import Describing
 from page.downloads import Downloads
 from page.exploring import Exploring
 from page.incoming import DROPPED, QUIETLY, RAW, RENDERING, WORK, chosen, in_sentences, number_of, uploaded
@@ -42,7 +43,7 @@ VIEWS = ("face", "compare", "photo")  # the tabs, in order
 NONE_YET = "Choose a photo first; the sliders will act on it."
 
 
-class Page(Downloads, Exploring, Keeping, Mixing, Refining):
+class Page(Describing, Downloads, Exploring, Keeping, Mixing, Refining):
     """One gr.Blocks with its handlers. A handler returns {component: value}; components it leaves out stay as is."""
 
     def _lay_out_bank(self, bank: dict[str, Any], visit: Visit) -> None:
@@ -168,8 +169,13 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
         offer(self.studio, self.start)
 
     def _in_sentences(self, handler: Callable[..., dict]) -> Callable[..., dict]:
-        """The handler with its errors as sentences in the status line."""
-        return in_sentences(handler, lambda sentence: {self.status: status_line(sentence)}, self.studio.free_memory)
+        """The handler with its errors as sentences in the status line and, so that nobody misses them, in a notice."""
+
+        def answer(sentence: str) -> dict:
+            gr.Warning(html.escape(sentence, quote=False), title="Not done")
+            return {self.status: status_line(sentence)}
+
+        return in_sentences(handler, answer, self.studio.free_memory)
 
     def _drop_upload(self, source: Any) -> None:
         """Delete what was uploaded: it is in memory now, nobody needs it on disk."""
@@ -362,6 +368,7 @@ class Page(Downloads, Exploring, Keeping, Mixing, Refining):
             state[self.visit._id] = state[self.visit._id].without_photo()
 
     def forget(self, request: gr.Request) -> None:
-        """The page was closed: its photo goes at once, not after Gradio's hour, and nothing is refined any more."""
+        """The page was closed: its photo goes at once, not after Gradio's hour, and nothing is computed any more."""
         self.stop_refining(request)
+        self.stop_search(request)
         self.blocks.state_holder.delete_state(request.session_hash)

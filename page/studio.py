@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from e4e_core.checkpoints import load_model, registry
-from editing import DirectionSet, Editor, Session
+from editing import Direction, DirectionSet, Editor, Session, text
 from editing.refine import Progress, Refinement, refine_codes, tune_generator
 from editing.unsupervised import ganspace, sefa
 from errors import ModelError
@@ -181,7 +181,13 @@ class Studio:
         self._encode, self._draw, self._lay = on_gpu(encode), on_gpu(draw), on_gpu(lay)
         self._find, self._thumbs = on_gpu(find), on_gpu(thumbs)
         self._found: dict[tuple, DirectionSet] = {}  # components, those found last are last
-        self._refine = on_gpu(refine)
+
+        def describe(name: str, words: tuple[str, str], *watch: Callable) -> Direction | None:
+            target, neutral = words
+            return text.describe(self._editors[name], self._clip, target, neutral, text.CHANNELS, *watch)
+
+        self._clip: text.Clip | None = None  # loaded when somebody first describes a slider
+        self._refine, self._describe = on_gpu(refine), on_gpu(describe)
         self._tuned = WeakSet()
 
     def __contains__(self, name: str) -> bool:
@@ -293,9 +299,33 @@ class Studio:
     def explore(self, visit: Visit, look: Look, numbers: Sequence[int]) -> list[Image.Image]:
         """Three pictures of each component: at −reach, 0 and reach, on the visit's face or else on the mean one."""
         found = [*self.components(visit, look).values()]
-        steps = [sign * look.reach * found[at].vectors for at in numbers if at < len(found) for sign in (-1, 0, 1)]
+        there = [found[at] for at in numbers if at < len(found)]
+        return self.ends(visit, [replace(each, low=-look.reach, high=look.reach) for each in there])
+
+    def ends(self, visit: Visit, directions: Sequence[Direction]) -> list[Image.Image]:
+        """Three pictures of each: at its lower end, at 0 and at its upper end, on the visit's face or the mean one."""
+        self.editor(visit.model)
+        steps = [at * each.vectors for each in directions for at in (each.low, 0, each.high)]
         own = visit.own.get(visit.model)
         return self._thumbs(visit.model, own, visit.session, visit.second, visit.edits, steps)
+
+    def describe(
+        self,
+        visit: Visit,
+        words: tuple[str, str],
+        loading: Callable[[int, int], None],
+        progress: Callable[[int, int], None],
+        cancelled: Callable[[], bool],
+    ) -> Direction | None:
+        """`editing.text.describe` for (target, neutral) with the visit's model; one call at a time.
+
+        Args: loading: called with bytes, as in `load_model`, while CLIP's weights are fetched.
+        Where a GPU is lent by the call, nobody is told of the progress, and cancelling waits for the end.
+        """
+        editor = self.editor(visit.model)
+        if self._clip is None:
+            self._clip = text.load_clip(editor.model.device, loading)
+        return self._describe(visit.model, words, *((progress, cancelled) if self.live else ()))
 
     def move(self, visit: Visit, sent: Mapping[str, Any], rest: bool) -> Visit:
         """The visit with its sliders elsewhere, see `edits_within`; `rest` makes that a step which can be undone."""

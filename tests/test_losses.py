@@ -7,9 +7,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from e4e_core import checkpoints
+from e4e_core.checkpoints import published_file
 from e4e_core.models import irse
 from e4e_core.models.discriminators import Discriminator
-from e4e_core.training import perception
 from e4e_core.training.losses import (
     PathLength,
     delta_penalty,
@@ -19,7 +20,7 @@ from e4e_core.training.losses import (
     gradient_penalty,
     non_saturating,
 )
-from e4e_core.training.perception import Identity, Lpips, Moco, load_losses, published_file
+from e4e_core.training.perception import Identity, Lpips, Moco, load_losses
 from e4e_core.training.settings import FacesTraining
 from errors import DownloadError, ModelError
 
@@ -173,10 +174,10 @@ def test_moco_reads_the_published_layout():
 @pytest.fixture
 def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No network and no copies; returns the folder where a person would put files."""
-    registry = (perception.CHECKPOINTS / "training.toml").read_text(encoding="utf-8")
-    (tmp_path / "training.toml").write_text(registry, encoding="utf-8")
-    monkeypatch.setattr(perception, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr(perception, "is_reachable", lambda url: False)
+    registry = (checkpoints.CHECKPOINTS / "networks.toml").read_text(encoding="utf-8")
+    (tmp_path / "networks.toml").write_text(registry, encoding="utf-8")
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(checkpoints, "is_reachable", lambda url: False)
     monkeypatch.setattr("e4e_core.downloads.is_reachable", lambda url: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("E4E_CACHE", str(tmp_path / "cache/models"))
@@ -206,7 +207,7 @@ def test_weights_put_beside_the_registry_are_used(no_weights: Path, monkeypatch:
     trunk, heads = lpips_weights()
     for name, state in {"alexnet-owt-7be5be79.pth": trunk, "LPIPS_v0.1_alex-df73285e.pth": heads}.items():
         torch.save(state, no_weights / name)
-    monkeypatch.setattr(perception, "is_intact", lambda path, entry: True)
+    monkeypatch.setattr(checkpoints, "is_intact", lambda path, entry: True)
     monkeypatch.setattr("e4e_core.downloads.is_intact", lambda path, entry: True)
     losses, perceptual = load_losses(FACES)
     assert losses.keys() == {"lpips"} and perceptual == 0

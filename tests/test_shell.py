@@ -127,6 +127,25 @@ def test_a_film_of_a_slider_says_that_it_is_edited_and_nothing_of_the_camera(tin
     assert [path.name for path in out.iterdir()] == [film.name]
 
 
+@pytest.mark.parametrize("kind", ["gif", "mp4"])
+def test_a_film_in_the_photo_has_the_photos_shape(tiny, photo, tmp_path, kind):
+    command = [str(photo), "--animate", "smile", "--paste", "--format", kind, "--out", str(tmp_path)]
+    assert main(command) == 0
+    film = tmp_path / f"photo_smile.{kind}"
+    if kind == "gif":
+        assert Image.open(film).size == (342, 256) and Image.open(film).n_frames == 48
+    else:
+        frames = imageio_ffmpeg.read_frames(str(film))
+        assert next(frames)["size"] == (342, 256) and sum(1 for _ in frames) == 48
+
+
+def test_a_film_that_cannot_be_written_is_a_sentence(tiny, photo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/bin/false")
+    assert main([str(photo), "--animate", "smile", "--out", str(tmp_path / "out")]) == 1
+    assert "could not be written as MP4 on this machine; choose GIF." in capsys.readouterr().err
+    assert not [*(tmp_path / "out").iterdir()]
+
+
 def test_a_path_goes_from_end_to_end_and_back():
     path = there_and_back(-1, 3, 8)
     assert path == pytest.approx([-1, 1 - 2 * 0.5**0.5, 1, 1 + 2 * 0.5**0.5, 3, 1 + 2 * 0.5**0.5, 1, 1 - 2 * 0.5**0.5])

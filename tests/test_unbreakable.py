@@ -18,7 +18,7 @@ from safetensors.torch import save
 from test_editing import some_directions, tiny_model
 
 from e4e_core.checkpoints import save_model
-from editing import Editor
+from editing import Direction, Editor
 from editing.packing import pack
 from errors import E4EError
 from page.incoming import FAILED
@@ -170,6 +170,34 @@ def test_own_sliders_come_back_from_their_file_and_belong_to_one_visit(page, vis
     assert "needs a name" in said(page, page.keep_component, 1, " ", visit, *FIELDS)
     assert "click on one" in said(page, page.keep_component, None, "x", visit, *FIELDS)
     assert "keep one first" in said(page, page.save_sliders, visit)
+    assert page.choose_method(visit, 0, *FIELDS)[page.component] is None  # it was one of the other method's
+
+
+def test_without_clip_the_fields_for_words_are_off_and_say_why(page, monkeypatch):
+    monkeypatch.setattr("page.describing.why_not", lambda: "Install <it> first.")
+    off = Page(page.studio, "tiny")
+    assert not any(part.interactive for part in (off.target, off.neutral, off.describe))
+    said = [each for each in off.blocks.blocks.values() if each.elem_id == "no-words"]
+    assert said[0].visible and said[0].value == "<p>Install &lt;it&gt; first.</p>"
+
+
+def test_described_sliders_belong_to_their_model_and_can_be_cancelled(page, visit, monkeypatch):
+    class Request:
+        session_hash = "one"
+
+    slider = Direction("A beard", "Text", -3, 3, torch.ones(8, 16))
+    monkeypatch.setattr(page.studio, "describe", lambda visit, words, *watch: slider if words[0] else None)
+    assert page.begin_search(Request)[page.described] is None  # a search that fails leaves no earlier slider behind
+    found = page.search("a beard", None, visit, Request)[page.described]
+    assert found == ("tiny", slider)
+    taken = page.take_slider(found, visit, Request)
+    assert taken[page.visit].own["tiny"]["own-A_beard"].group == OWN and len(taken[page.described_ends]) == 3
+    assert page.take_slider(("other", slider), visit, Request)[page.described_ends] == []
+    page.begin_search(Request)
+    page.cancel_search(Request)
+    assert page.search("a beard", None, visit, Request) == {page.described: None}
+    assert "Cancelled" in page.take_slider(found, visit, Request)[page.status]
+    assert page.search("a beard", None, visit, Request) == {page.described: None}  # nothing was begun
 
 
 def sliders_file(vectors: torch.Tensor, **changed) -> bytes:

@@ -3,10 +3,8 @@
 Each takes two batches of pictures, float [n, 3, h, w], RGB in [-1, 1], and returns a scalar.
 """
 
-import sys
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,43 +12,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from e4e_core.checkpoints import CHECKPOINTS, cache_folder
-from e4e_core.downloads import fetch, is_intact, is_reachable
+from e4e_core.checkpoints import published_file
 from e4e_core.models import irse
 from e4e_core.models.e4e import FFHQ_TEMPLATE
-from errors import DownloadError, ModelError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from errors import ModelError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def published_file(name: str) -> Path:
-    """The file of an entry of `checkpoints/training.toml`, its digest checked. Raises DownloadError."""
-    entry = tomllib.loads((CHECKPOINTS / "training.toml").read_text(encoding="utf-8"))[name]
-    by_hand, cached = CHECKPOINTS / entry["file"], cache_folder().parent / "losses" / entry["file"]
-    if "sha256" not in entry:
-        if by_hand.exists():
-            return by_hand
-        raise DownloadError(f"download {entry['file']} from {entry['page']} and put it into {CHECKPOINTS}")
-    if "mirrors" in entry:
-        return fetch(name, entry, CHECKPOINTS, None)
-    if by_hand.exists() and not is_intact(by_hand, entry):
-        raise DownloadError(f"{by_hand} is not the published file; remove it, or replace it by {entry['page']}")
-    for path in (by_hand, cached):
-        if path.exists() and is_intact(path, entry):
-            return path
-    if not is_reachable(entry["url"]):
-        raise DownloadError(f"there is no network; put {entry['file']} from {entry['page']} into {CHECKPOINTS}")
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(entry["url"], str(cached), hash_prefix=entry["sha256"])
-    except (OSError, RuntimeError) as error:
-        raise DownloadError(f"{entry['url']}: {error}") from error
-    return cached
 
 
 def published_weights(name: str) -> dict[str, Tensor]:
