@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
             state_session_capacity=10 * limits["E4E_MAX_PHOTOS"],  # Gradio's part of a visit, and of a program's
             max_file_size=f"{limits['E4E_MAX_UPLOAD_MB']}mb",
             ssr_mode=False,
+            app_kwargs={"routes": page.routes},
             quiet=True,
             prevent_thread_lock=True,
         )
