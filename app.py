@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"app.py: the page cannot listen there ({error}); choose another --host or --port.", file=sys.stderr)
         return 2
     print(f"The page is at {page.blocks.local_url} (Ctrl+C ends it).", flush=True)
+    threading.Thread(target=page.warm_up, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's end is one in good order, too
     page.blocks.block_thread()
     return 0

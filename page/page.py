@@ -14,7 +14,7 @@ import gradio as gr
 from PIL import Image
 
 from editing import Session
-from errors import PhotoError
+from errors import E4EError, PhotoError
 from limits import limit
 from page.api import offer
 from page.downloads import Downloads
@@ -324,6 +324,12 @@ class Page(Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         return {self.visit: visit, **value, self.status: status_line(text or self.studio.words(visit), detail)}
 
     # Models
+
+    def warm_up(self) -> None:
+        """Open an example for nobody: the first visitor need not wait for what is loaded with the first photo."""
+        if self.studio.live and self.example_files:
+            with contextlib.suppress(E4EError):
+                self.studio.render(self.studio.open(Visit(self.start), self.example_files[0]))
 
     def load_model(self, name: Any, progress=gr.Progress()) -> dict:  # noqa: B008
         """Have the chosen model ready; the next handler changes over to it."""
