@@ -57,7 +57,7 @@ class Visitor:
         # While this stream is open the page is; closing it is what closing a tab does.
         heartbeat = self.http.build_request("GET", f"gradio_api/heartbeat/{session}")
         self.heartbeat = self.http.send(heartbeat, stream=True)
-        part = self.call("bank")["output"]["render_config"]  # the sliders, which are made for each visitor
+        part = self.call("bank")["output"]["render_config"]
         self.events["rest"] = next((e["id"], len(e["inputs"])) for e in part["dependencies"] if e["backend_fn"])
         names = [each["props"].get("elem_id") or "" for each in part["components"]]
         self.sliders = [name.removeprefix("direction-") for name in names if name.startswith("direction-")]
@@ -115,6 +115,6 @@ def events(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
             name = names.get(component)
             if name and each["backend_fn"]:
                 found[name] = (each["id"], len(each["inputs"]))
-            elif event == "load" and len(each["inputs"]) == 1:  # the part of the page that is made for each visitor
-                found["bank"] = (each["id"], 1)
+            elif event == "load" and len(each["targets"]) > 1:  # the sliders, made for each visitor
+                found["bank"] = (each["id"], len(each["inputs"]))
     return found
