@@ -86,7 +86,7 @@ class Person(Visitor):
 
     def program(self) -> None:
         file = self.upload("photo.jpg", some_photo(self.chance))
-        values = [file, {}, 1, 0, self.chance.random() < 0.5, ""]
+        values = [file, {}, 1, 0, self.chance.random() < 0.5, "", "everything", 0.1]
         event_id = self.http.post("gradio_api/call/edit", json={"data": values}).raise_for_status().json()["event_id"]
         if "event: complete" not in (answer := self.http.get(f"gradio_api/call/edit/{event_id}").text):
             raise RuntimeError(f"program: {answer[:300]}")
