@@ -433,6 +433,7 @@ def test_what_is_kept_unchanged_changes_what_the_others_do(page):
     page.get_by_role("option", name="Age").click()
     assert settled(page, "Smile +2, Age kept") != before
     page.locator("#undo").click()
+    expect(page.locator("#status")).not_to_contain_text("kept")
     assert settled(page, "Smile +2") == before
 
 
