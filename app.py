@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
             state_session_capacity=10 * limits["E4E_MAX_PHOTOS"],  # Gradio's part of a visit, and of a program's
             max_file_size=f"{limits['E4E_MAX_UPLOAD_MB']}mb",
             ssr_mode=False,
+            app_kwargs={"routes": page.routes},
             quiet=True,
             prevent_thread_lock=True,
         )
@@ -91,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"app.py: the page cannot listen there ({error}); choose another --host or --port.", file=sys.stderr)
         return 2
     print(f"The page is at {page.blocks.local_url} (Ctrl+C ends it).", flush=True)
+    threading.Thread(target=page.warm_up, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's end is one in good order, too
     page.blocks.block_thread()
     return 0

@@ -34,8 +34,6 @@ from e4e_core.formats import from_published, save_model
 from e4e_core.models.e4e import E4E
 from e4e_core.rendering import Renderer
 from editing import Editor
-from editing.export import save_png
-from editing.folder import Order, edit_photos, jobs_of
 
 ROOT = Path(__file__).resolve().parents[1]
 KIT = ROOT / "tests" / "conformance"
@@ -210,35 +208,18 @@ def demo_rows(repeats: int) -> list[Row]:
     return [
         Row("12 megapixels, file to first JPEG, demo model", "≤ 1.5 s", f"{first:.2f} s", first <= 1.5),
         Row("12 megapixels, detection + landmarks", "≤ 0.3 s", f"{search:.2f} s", search <= 0.3),
-        folder_row(editor, face, repeats),
+        folder_row(repeats),
     ]
 
 
-def folder_row(editor: Editor, face: Image.Image, repeats: int) -> Row:
-    """`python -m editing FOLDER` against opening, editing and writing one photo after the other."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, order = Path(temporary), Order({next(iter(editor.directions)): 1.0}, paste=True)
-        photo = face.resize((1600, 1600), Image.Resampling.BICUBIC)
-        for number in range(12 * repeats):
-            photo.save(folder / f"{number}.jpg", quality=92)
-        photos = sorted(folder.glob("*.jpg"))
-
-        def one_by_one() -> None:
-            for path in photos:
-                session = editor.open(path)
-                save_png(editor.paste(session, editor.render(session, order.strengths)), folder / "one.png", {})
-
-        def together() -> None:
-            jobs = jobs_of(photos, folder)
-            assert not any(error for _, error in edit_photos(editor, jobs, order, {}))
-
-        rates = []
-        for way in (one_by_one, together):
-            start = time.perf_counter()
-            way()
-            rates.append(len(photos) / (time.perf_counter() - start))
-    measured = f"{rates[1]:.2f} photos/s, one by one {rates[0]:.2f}, {rates[1] / rates[0]:.1f} ×"
-    return Row(f"a folder of {len(photos)} photos of 2.6 megapixels, pasted back, demo model", "–", measured)
+def folder_row(repeats: int) -> Row:
+    """What `benchmarks.folder` measures."""
+    count = 12 * repeats
+    command = [sys.executable, "-m", "benchmarks.folder", "--photos", str(count)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    together, one_by_one = json.loads(done.stdout)
+    measured = f"{together:.2f} photos/s, one by one {one_by_one:.2f}, {together / one_by_one:.1f} ×"
+    return Row(f"a folder of {count} photos of 2.6 megapixels, pasted back, demo model", "–", measured)
 
 
 def browser_rows(folder: Path, repeats: int) -> list[Row]:

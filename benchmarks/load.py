@@ -1,60 +1,27 @@
-"""How many people can one machine serve? 1, 4, 16 and 32 simultaneous clients over HTTP on loopback.
+"""How many people can one machine serve? 1, 4, 16 and 32 simultaneous visitors over HTTP on loopback.
 
     python -m benchmarks.load [--model demo] [--seconds 20] [--clients 1 4 16 32]
 
-Starts the page in a process of its own. Each client is a thread with its own connection that asks the endpoint
-`/edit` for one picture after the other, with other strengths each time. That endpoint keeps nothing between calls:
-every request also uploads, searches and encodes the photo, so a frame here costs more than a move of a slider.
+Starts the page in a process of its own. Each client is a thread that does what a browser does: it opens the page and a
+photo once, then asks for the picture of one slider movement after the other, as fast as they come.
 """
 
 import argparse
 import json
 import re
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
-from gradio_client import Client, handle_file
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.visitor import PATIENCE, ROOT, Visitor, page
+
 PHOTO = ROOT / "examples" / "astronaut.png"
 Answers = tuple[list[tuple[float, float]], list[str]]  # (begin, end) of every answer on one clock; the errors
-STARTING = 300  # seconds until the page must listen
-
-
-@contextmanager
-def page(model: str) -> Iterator[tuple[str, int]]:
-    """(address, process id) of a page of its own, ended afterwards."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryFile("w+") as log:
-        command = [sys.executable, "app.py", "--model", model, "--port", str(port)]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-        try:
-            end = time.monotonic() + STARTING
-            while not listens(port):
-                if process.poll() is not None or time.monotonic() > end:
-                    log.seek(0)
-                    raise SystemExit(f"The page did not start; it said:\n{log.read()}")
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}/", process.pid
-        finally:
-            process.terminate()  # as a service manager would
-            process.wait(120)  # under load, what is under way takes its time
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def peak_bytes(process: int) -> int | None:
@@ -65,12 +32,12 @@ def peak_bytes(process: int) -> int | None:
 
 
 def client(address: str, number: int, start: threading.Barrier, seconds: float) -> Answers:
-    """What one client saw, from the moment that all are connected."""
+    """What one client saw, from the moment that all have opened their photo."""
     taken, errors = [], []
     try:
-        connection = Client(address, verbose=False)
-        sliders = connection.predict("", api_name="/directions")
-        photo = handle_file(str(PHOTO))
+        config = httpx.get(f"{address}config", timeout=PATIENCE).json()
+        visitor = Visitor(address, config, f"load{start.parties}x{number}")
+        visitor.open(PHOTO.read_bytes())
     except Exception as error:
         start.abort()  # otherwise the others would wait for this one for ever
         return taken, [repr(error)]
@@ -78,13 +45,15 @@ def client(address: str, number: int, start: threading.Barrier, seconds: float) 
     end, frame = time.monotonic() + seconds, number
     while time.monotonic() < end:
         frame += 1
-        strengths = {each["name"]: each["high"] * (frame % 10) / 10 for each in sliders[:1]}
         begin = time.perf_counter()
         try:
-            connection.predict(photo, strengths, 1.0, 0, False, "", api_name="/edit")
+            answer = visitor.move([0.05 * (frame % 10)])
+            if answer.status_code != 200:
+                raise RuntimeError(f"no picture: {answer.status_code}")
             taken.append((begin, time.perf_counter()))
         except Exception as error:  # counted and shown: what fails under load is what this measures
             errors.append(repr(error))
+    visitor.close()
     return taken, errors
 
 

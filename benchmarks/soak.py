@@ -31,15 +31,13 @@ from typing import Any
 import httpx
 from PIL import Image, ImageOps
 
-from benchmarks.load import page
+from benchmarks.visitor import PATIENCE, Visitor, page
 from tests.hostile import HOSTILE
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = 5
 TOLERANCE = 0.03
 EVERY = 5.0  # seconds between two looks at the memory
-PATIENCE = 300  # seconds for one answer on a busy machine
-FAILED = re.compile("Something went wrong|Traceback")
 
 
 @dataclass
@@ -50,53 +48,25 @@ class Tally:
     errors: list[str] = field(default_factory=list)
 
 
-class Visitor:
-    """One browser's session, by the same requests."""
+class Person(Visitor):
+    """A visitor who does this and that, by chance."""
 
     def __init__(self, address: str, config: dict[str, Any], chance: random.Random):
-        self.address, self.chance = address, chance
-        self.session = "".join(chance.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=11))
-        self.http = httpx.Client(base_url=f"{address}gradio_api/", timeout=PATIENCE)
-        self.events = events(config)
-        # While this stream is open the page is; closing it is what closing a tab does.
-        self.heartbeat = self.http.send(self.http.build_request("GET", f"heartbeat/{self.session}"), stream=True)
-        bank = self.call("bank")["output"]["render_config"]
-        self.events |= events(bank)
-
-    def call(self, name: str, *values: Any, event: Any = None, read: bool = True) -> dict[str, Any]:
-        """The last message about one event; values are those of the inputs, None for states."""
-        number, inputs = self.events[name]
-        data = [*values, *[None] * (inputs - len(values))]
-        job = {"data": data, "fn_index": number, "session_hash": self.session, "event_data": event, "trigger_id": None}
-        event_id = self.http.post("queue/join", json=job).raise_for_status().json()["event_id"]
-        with self.http.stream("GET", f"queue/data?session_hash={self.session}") as stream:
-            for line in stream.iter_lines():
-                if not line.startswith("data:"):
-                    continue
-                message = json.loads(line[5:])
-                if not read and message["msg"] == "process_starts":
-                    return message
-                if message["msg"] == "process_completed" and message["event_id"] == event_id:
-                    if not message["success"] or FAILED.search(json.dumps(message["output"].get("data"))):
-                        raise RuntimeError(f"{name}: {message['output']}")
-                    return message
-        raise RuntimeError(f"{name}: the answer broke off")
-
-    def upload(self, name: str, data: bytes) -> dict[str, Any]:
-        path = self.http.post("upload", files={"files": (name, data)}).raise_for_status().json()[0]
-        return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+        self.chance = chance
+        super().__init__(address, config, "".join(chance.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=11)))
 
     def photo(self) -> None:
-        self.call("photo", self.upload("photo.jpg", some_photo(self.chance)))
+        self.open(some_photo(self.chance))
 
     def broken(self) -> None:
         kind = self.chance.choice([*HOSTILE, "random"])
         self.call("photo", self.upload("photo.png", HOSTILE.get(kind) or self.chance.randbytes(20_000)))
 
     def slide(self) -> None:
-        sliders = self.events["sliders"][1] - 3
-        for rest in (False, False, True):
-            self.call("sliders", rest, None, *[self.chance.uniform(-2, 2) for _ in range(sliders + 1)])
+        for _ in range(2):
+            values = [self.chance.uniform(-2, 2) for _ in self.sliders]
+            self.move(values, self.chance.random())
+        self.rest(values, self.chance.random())
 
     def preset(self) -> None:
         self.call("presets", 0, [])
@@ -112,36 +82,19 @@ class Visitor:
         kind = self.chance.choice(["save-face", "save-photo", "save-grid", "save-settings"])
         found = re.search(r'"path": "([^"]+)"', json.dumps(self.call(kind)["output"]["data"]))
         if found:  # there is none before the first photo
-            self.http.get(f"file={found[1]}").raise_for_status()
+            self.http.get(f"gradio_api/file={found[1]}").raise_for_status()
 
     def program(self) -> None:
         file = self.upload("photo.jpg", some_photo(self.chance))
-        values = [file, {}, 1, 0, self.chance.random() < 0.5, ""]
-        event_id = self.http.post("call/edit", json={"data": values}).raise_for_status().json()["event_id"]
-        if "event: complete" not in (answer := self.http.get(f"call/edit/{event_id}").text):
+        values = [file, {}, 1, 0, self.chance.random() < 0.5, "", "everything", 0.1]
+        event_id = self.http.post("gradio_api/call/edit", json={"data": values}).raise_for_status().json()["event_id"]
+        if "event: complete" not in (answer := self.http.get(f"gradio_api/call/edit/{event_id}").text):
             raise RuntimeError(f"program: {answer[:300]}")
 
     def leave(self, suddenly: bool = False) -> None:
         if suddenly:
             self.call("photo", self.upload("photo.jpg", some_photo(self.chance)), read=False)
-        self.heartbeat.close()
-        self.http.close()
-
-
-def events(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """name -> (number, count of inputs) of the events in a page's or a part's configuration."""
-    names = {each["id"]: each["props"].get("elem_id") for each in config["components"]}
-    found = {}
-    for each in config["dependencies"]:
-        for component, event in each["targets"]:
-            name = names.get(component)
-            if name == "fidelity":
-                found["sliders"] = (each["id"], len(each["inputs"]))
-            elif name and each["backend_fn"]:
-                found[name] = (each["id"], len(each["inputs"]))
-            elif event == "load" and len(each["inputs"]) == 1:  # the part of the page that is made for each visitor
-                found["bank"] = (each["id"], 1)
-    return found
+        self.close()
 
 
 def some_photo(chance: random.Random) -> bytes:
@@ -159,7 +112,7 @@ def visit(address: str, config: dict[str, Any], seed: int, end: float, tally: Ta
     weights = {"photo": 2, "broken": 2, "slide": 6, "preset": 1, "undo": 2, "view": 2, "download": 2, "program": 3}
     while time.monotonic() < end:
         try:
-            visitor = Visitor(address, config, chance)
+            visitor = Person(address, config, chance)
             visitor.photo()
             for _ in range(chance.randrange(2, 8)):
                 action = chance.choices([*weights], [*weights.values()])[0]

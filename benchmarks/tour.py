@@ -54,7 +54,8 @@ class Tour:
         self.settle()
 
     def settle(self) -> None:
-        self.page.wait_for_function("() => window.slidersRest() && document.querySelector('#result img')?.complete")
+        self.page.wait_for_timeout(300)
+        self.page.wait_for_function("() => document.querySelector('#result img')?.complete")
         self.page.wait_for_timeout(1500)
 
     def saved(self, button: str) -> Image.Image:

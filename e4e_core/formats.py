@@ -17,7 +17,8 @@ from uuid import uuid4
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from e4e_core.models.e4e import DTYPES, E4E, FFHQ_TEMPLATE, PASSES
 from e4e_core.models.encoder import Encoder, EncoderConfig
@@ -239,6 +240,19 @@ def read_folder(folder: Path) -> E4E:
     return model
 
 
+class Unfilled(TorchFunctionMode):
+    """The modules made within it are not filled with random numbers.
+
+    On the meta device there is nothing to fill, but PyTorch would import its compiler for it, which takes longer than
+    all the rest of loading.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_):
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 def _build(
     generator: GeneratorConfig,
     encoder: EncoderConfig,
@@ -247,7 +261,7 @@ def _build(
     state: Mapping[str, Tensor],
 ) -> E4E:
     """A model around `state`, strictly; nothing is filled with random numbers first. Raises ModelError."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         model = E4E(Encoder(encoder), Generator(generator), **settings)
     try:
         model.load_state_dict(state, strict=True, assign=True)

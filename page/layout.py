@@ -144,9 +144,8 @@ class Layout:
             filterable=False,
             elem_id="model",
         )
-        # page.js fills in whether the sliders rest, and clicks the button when they come to rest: so the picture
-        # that stays is a full one whichever way a slider was moved.
-        self.rest = gr.Checkbox(visible=False)
+        # page.js clicks it when the sliders come to rest: so the picture that stays is a full one whichever way a
+        # slider was moved.
         self.settle = gr.Button(visible="hidden", elem_id="settle")
         # Where the server wants the sliders, as JSON: undo, presets and another face move them.
         self.levels = gr.Textbox(visible="hidden", elem_id="levels")

@@ -1,23 +1,43 @@
-// What Gradio does not do itself: tell when the sliders have come to rest, put them where undo or a preset wants them,
-// name parts for screen readers, start a download, undo by keyboard.
+// What Gradio does not do itself: fetch pictures that follow the hand, tell when the sliders have come to rest, put them
+// where undo or a preset wants them, name parts for screen readers, start a download, undo by keyboard.
 (() => {
   const REST = 250; // ms without a movement
-  let moved = -Infinity;
   let timer;
+  let newest = 0;
+  let turn = Promise.resolve();
   let face = 0;
 
   const click = (id) => document.querySelector(id)?.click();
 
-  document.addEventListener("input", (event) => {
-    if (!event.target.closest("#sliders, #edge, #mixing")) return;
-    moved = performance.now();
+  // A slider moved. One picture is under way at a time; what waits for its turn gives way to a newer movement.
+  window.follow = async (bank, paths, values) => {
     clearTimeout(timer);
     timer = setTimeout(() => click("#settle"), REST);
-  }, true);
+    const mine = ++newest;
+    const before = turn;
+    let end;
+    turn = new Promise((resolve) => { end = resolve; });
+    await before;
+    try {
+      if (mine !== newest) return;
+      const sent = { strengths: {}, mix: {} };
+      paths.forEach((path, index) => { (path.length > 1 ? sent[path[0]] : sent)[path.at(-1)] = values[index]; });
+      const body = JSON.stringify({ session: window.__gradio_session_hash__, bank, sent });
+      const answer = await fetch(`${window.gradio_config.root}/frame`, { method: "POST", body });
+      if (answer.status === 200) return (await answer.json()).map((value) => value ?? undefined);
+    } catch { // no network; the picture of the sliders at rest will say so
+    } finally {
+      end();
+    }
+  };
 
-  // What these set must not be overtaken by a movement before it.
+  // Something else sets the sliders: movements that still wait must not overtake it.
+  const overrule = () => {
+    clearTimeout(timer);
+    newest += 1;
+  };
   document.addEventListener("click", (event) => {
-    if (event.target.closest("#undo, #redo, #reset-all, #presets, #strip")) clearTimeout(timer);
+    if (event.target.closest("#undo, #redo, #reset-all, #presets, #strip")) overrule();
   }, true);
 
   // The row of small pictures that was chosen; another page of them has none.
@@ -32,12 +52,9 @@
     });
   }, true);
 
-  // Called as each frame is requested: true asks for the full picture, false lets the server send a preview.
-  window.slidersRest = () => performance.now() - moved >= REST - 10;
-
   // From the server's text to the values at these paths in it; a slider that it does not name stands at 0.
   window.levelsFor = (paths) => (text) => {
-    clearTimeout(timer); // a hand that moved before this is overruled by it
+    overrule();
     const levels = JSON.parse(text);
     face = levels.face;
     name();

@@ -14,12 +14,13 @@ import gradio as gr
 from PIL import Image
 
 from editing import Session
-from errors import PhotoError
+from errors import E4EError, PhotoError
 from limits import limit
 from page.api import offer
 from page.describing import Describing
 from page.downloads import Downloads
 from page.exploring import Exploring
+from page.frames import Frames
 from page.incoming import DROPPED, QUIETLY, RAW, RENDERING, WORK, chosen, in_sentences, number_of, uploaded
 from page.keeping import Keeping
 from page.mixing import Mixing
@@ -40,10 +41,9 @@ from page.refining import Refining
 from page.studio import SMALL, Visit, label, milliseconds
 
 VIEWS = ("face", "compare", "photo")  # the tabs, in order
-NONE_YET = "Choose a photo first; the sliders will act on it."
 
 
-class Page(Describing, Downloads, Exploring, Keeping, Mixing, Refining):
+class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
     """One gr.Blocks with its handlers. A handler returns {component: value}; components it leaves out stay as is."""
 
     def _lay_out_bank(self, bank: dict[str, Any], visit: Visit) -> None:
@@ -84,26 +84,30 @@ class Page(Describing, Downloads, Exploring, Keeping, Mixing, Refining):
         places |= {("keep",): keep, ("region",): self.region, ("feather",): self.feather}
         moving = [place for place in places.values() if isinstance(place, gr.Slider)]
 
-        def move(rest: bool, visit: Visit, *values: Any) -> dict:
+        def rest(visit: Visit, *values: Any) -> dict:
             sent: dict[str, Any] = {"strengths": {}, "mix": {}}
             for path, value in zip(places, values, strict=True):
                 (sent if len(path) == 1 else sent[path[0]])[path[-1]] = value
-            return self.move(bank, rest, visit, sent)
+            return self.rest(bank, visit, sent)
 
-        # One handler for them all: one frame is under way at most, and the next takes the values of its own moment.
+        paths = json.dumps([*places])
         gr.on(
-            [event for slider in moving for event in (slider.input, slider.release)]
-            + [keep.input, self.region.input, self.settle.click],
-            self._in_sentences(move),
-            [self.rest, self.visit, *places.values()],
+            [event for slider in moving for event in (slider.input, slider.release)] + [keep.input, self.region.input],
+            fn=None,
+            inputs=[*places.values()],
+            outputs=self.frame_parts,
+            js=f"(...values) => window.follow({json.dumps(bank)}, {paths}, values)",
+        )
+        self.settle.click(
+            self._in_sentences(rest),
+            [self.visit, *places.values()],
             [self.visit, *self.pictures, self.status, self.undo, self.redo, self.strip],
-            js="(rest, ...others) => [window.slidersRest(), ...others]",
             trigger_mode="always_last",
             show_progress="hidden",
             **RENDERING,
             **RAW,
         )
-        js = f"window.levelsFor({json.dumps([*places])})"
+        js = f"window.levelsFor({paths})"
         self.levels.change(fn=None, inputs=self.levels, outputs=[*places.values()], js=js)
 
     def _bank(self, visit: Visit) -> dict[str, Any]:
@@ -145,6 +149,7 @@ class Page(Describing, Downloads, Exploring, Keeping, Mixing, Refining):
         self.strip.select(handle(self.choose_step), [self.visit], edited, **steps)
         self.reset.click(handle(self.reset_all), [self.visit], edited, **steps)
 
+        self._wire_frames()
         self._wire_mixing(edited)
         self._wire_exploring(edited)
         self._wire_keeping(edited)
@@ -242,17 +247,13 @@ class Page(Describing, Downloads, Exploring, Keeping, Mixing, Refining):
 
     # Edits
 
-    def move(self, bank: dict[str, Any], rest: bool, visit: Visit, sent: dict[str, Any]) -> dict:
-        """The sliders of `bank` stand where `sent` says; `rest` says that they have stopped moving."""
+    def rest(self, bank: dict[str, Any], visit: Visit, sent: dict[str, Any]) -> dict:
+        """The sliders of `bank` have come to rest where `sent` says."""
         if bank != self._bank(visit):
             return gr.skip()  # sliders that are still on their way out
-        visit = self.studio.move(visit, sent, rest is True)
+        visit = self.studio.move(visit, sent, rest=True)
         if visit.session is None:
-            return {self.visit: visit, self.status: status_line(DROPPED if visit.dropped else NONE_YET)}
-        if rest is not True:
-            if not self.studio.live:
-                return {self.visit: visit}
-            return self._show(visit, preview=True)
+            return self._without_photo(visit)
         if visit.full is not None:  # it is what stands there
             return {self.visit: visit, **self._can_step(visit)}
         return self._rested(visit)
@@ -329,6 +330,12 @@ class Page(Describing, Downloads, Exploring, Keeping, Mixing, Refining):
         return {self.visit: visit, **value, self.status: status_line(text or self.studio.words(visit), detail)}
 
     # Models
+
+    def warm_up(self) -> None:
+        """Open an example for nobody: the first visitor need not wait for what is loaded with the first photo."""
+        if self.studio.live and self.example_files:
+            with contextlib.suppress(E4EError):
+                self.studio.render(self.studio.open(Visit(self.start), self.example_files[0]))
 
     def load_model(self, name: Any, progress=gr.Progress()) -> dict:  # noqa: B008
         """Have the chosen model ready; the next handler changes over to it."""

@@ -126,6 +126,7 @@ class Studio:
         self._editors = {name: editor}  # the one used last is last
         self._lock = threading.Lock()
         self._loading = threading.Lock()
+        self._drawing = threading.Lock()  # one picture at a time, that which follows a hand among them
         self._full_ms: dict[str, float] = {}  # what the last full picture of each model took
         self.names = tuple(dict.fromkeys([name, *registry()]))
         self.live = live
@@ -280,7 +281,8 @@ class Studio:
         """What the visit's model makes of its face, or of another `session`, with these edits."""
         self.editor(visit.model)
         session = session or visit.session
-        return self._draw(visit.model, visit.own.get(visit.model), session, visit.second, edits, size)
+        with self._drawing:
+            return self._draw(visit.model, visit.own.get(visit.model), session, visit.second, edits, size)
 
     def components(self, visit: Visit, look: Look) -> DirectionSet:
         """The model's components by one method, on these layers; strengths are standard deviations."""

@@ -98,11 +98,11 @@ def test_random_bytes_are_a_sentence(page, data):
 
 
 @QUICK
-@given(smile=ANYTHING, age=ANYTHING, others=st.lists(ANYTHING, min_size=5, max_size=5), rest=ANYTHING)
-def test_sliders_take_whatever_comes_and_stay_in_their_range(page, visit, smile, age, others, rest):
+@given(smile=ANYTHING, age=ANYTHING, others=st.lists(ANYTHING, min_size=5, max_size=5))
+def test_sliders_take_whatever_comes_and_stay_in_their_range(page, visit, smile, age, others):
     sent = dict(zip(("fidelity", "mix", "keep", "region", "feather"), others, strict=True))
     sent["strengths"] = {"smile": smile, "age": age}
-    moved = page.move(page._bank(visit), rest, visit, sent)[page.visit]
+    moved = page.rest(page._bank(visit), visit, sent)[page.visit]
     assert all(-3 <= value <= 3 and value for value in moved.edits.strengths.values())
     assert 0 <= moved.edits.fidelity <= 1
     assert visit.edits == Edits()
@@ -158,7 +158,7 @@ def test_own_sliders_come_back_from_their_file_and_belong_to_one_visit(page, vis
     kept = page.keep_component(1, " My  beard ", visit, "SeFa", 2, 4, 2.0)[page.visit]
     slider = kept.own["tiny"]["own-My_beard"]
     assert (slider.label, slider.group, slider.low, slider.high, slider.layers) == ("My beard", OWN, -2, 2, [2, 3, 4])
-    moved = page.move(page._bank(kept), True, kept, {"strengths": {"own-My_beard": 1.0}})[page.visit]
+    moved = page.rest(page._bank(kept), kept, {"strengths": {"own-My_beard": 1.0}})[page.visit]
     assert page.studio.words(moved) == "My beard +1"
     assert [*page.studio.directions(visit)] == [*page.studio.directions(Visit("tiny"))] == ["smile", "age"]
     (stored / "my.safetensors").write_bytes(pack(kept.own["tiny"]))
@@ -246,7 +246,12 @@ def test_no_handler_needs_a_photo(page):
 @pytest.fixture(scope="module")
 def served(page) -> Iterator[str]:
     _, address, _ = page.blocks.queue().launch(
-        server_name="127.0.0.1", quiet=True, prevent_thread_lock=True, run_history=False, ssr_mode=False
+        server_name="127.0.0.1",
+        quiet=True,
+        prevent_thread_lock=True,
+        run_history=False,
+        ssr_mode=False,
+        app_kwargs={"routes": page.routes},
     )
     yield address
     page.blocks.close()
@@ -255,6 +260,23 @@ def served(page) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def client(served) -> Client:
     return Client(served, verbose=False, httpx_kwargs={"timeout": 600})
+
+
+def test_frames_are_for_open_pages_alone(served, page, visit):
+    page.blocks.state_holder["me"][page.visit._id] = visit
+    asked = {"session": "me", "bank": page._bank(visit), "sent": {"strengths": {"smile": 1e300, "x": []}}}
+
+    def ask(**changed) -> httpx.Response:
+        return httpx.post(f"{served}frame", json={**asked, **changed}, timeout=600)
+
+    face, compare, whole, status = ask().json()
+    assert face["url"].startswith("data:image/jpeg") and compare is whole is None and "smile +3" in status
+    assert page.blocks.state_holder["me"][page.visit._id].edits.strengths == {"smile": 3}
+    assert "No edits" in ask(sent=[]).json()[-1]
+    assert ask(session="somebody").status_code == ask(bank={}).status_code == 204
+    assert "somebody" not in page.blocks.state_holder
+    hostile = [b"", b"[]", b"5", b"\xff", b"[" * 200_000, b"{}", json.dumps({**asked, "session": {}}).encode()]
+    assert {httpx.post(f"{served}frame", content=each, timeout=600).status_code for each in hostile} == {400}
 
 
 def test_a_program_edits_a_photo(client):

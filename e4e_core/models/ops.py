@@ -23,8 +23,8 @@ def leaky_relu(x: Tensor) -> Tensor:
 
 def fir_kernel(gain: float) -> Tensor:
     """float32 [4, 4]: the low-pass filter [1, 3, 3, 1] ⊗ [1, 3, 3, 1] of StyleGAN2, summing to `gain`."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    return torch.outer(taps, taps) * (gain / 64)
+    taps = (1.0, 3.0, 3.0, 1.0)
+    return torch.tensor([[gain / 64 * row * column for column in taps] for row in taps])
 
 
 class Blur(nn.Module):
@@ -67,7 +67,7 @@ class EqualLinear(nn.Module):
         activation: bool = False,
     ):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_mul)
+        self.weight = nn.Parameter(nn.init.normal_(torch.empty(out_features, in_features), std=1 / lr_mul))
         self.bias = nn.Parameter(torch.full([out_features], float(bias_init) / lr_mul))
         self.scale = lr_mul / math.sqrt(in_features)
         self.lr_mul = lr_mul
@@ -83,7 +83,7 @@ class EqualConv2d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(nn.init.normal_(torch.empty(out_channels, in_channels, kernel_size, kernel_size)))
         self.scale = 1 / math.sqrt(in_channels * kernel_size**2)
         self.stride = stride
         self.padding = padding
@@ -120,7 +120,7 @@ class ModulatedConv2d(nn.Module):
         upsample: bool = False,
     ):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(1, out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(nn.init.normal_(torch.empty(1, out_channels, in_channels, kernel_size, kernel_size)))
         self.modulation = EqualLinear(latent_dim, in_channels, bias_init=1.0)
         self.scale = 1 / math.sqrt(in_channels * kernel_size**2)
         self.padding = kernel_size // 2

@@ -57,7 +57,7 @@ class PixelNorm(nn.Module):
 class ConstantInput(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.input = nn.Parameter(torch.randn(1, channels, 4, 4))
+        self.input = nn.Parameter(nn.init.normal_(torch.empty(1, channels, 4, 4)))
 
 
 class NoiseInjection(nn.Module):
@@ -130,7 +130,7 @@ class Generator(nn.Module):
         self.noises = nn.Module()
         for layer in range(config.num_layers - 1):
             side = 2 ** ((layer + 5) // 2)
-            self.noises.register_buffer(f"noise_{layer}", torch.randn(1, 1, side, side))
+            self.noises.register_buffer(f"noise_{layer}", nn.init.normal_(torch.empty(1, 1, side, side)))
 
     def map(self, z: Tensor) -> Tensor:
         """float32 [n, d] normal -> w, float32 [n, d]."""
