@@ -58,9 +58,10 @@ def test_both_ways_of_every_layer_agree(model, monkeypatch):
         assert error(Renderer(model).render(codes), expected) < 1e-5
 
 
-@pytest.mark.parametrize("strip", [1, 12 * 16 * 130])
-def test_strips_join_without_seams(model, monkeypatch, strip):
-    monkeypatch.setattr(rendering, "STRIP", strip)
+@pytest.mark.parametrize(("features", "tiles"), [(1, 1), (12 * 16 * 130, 16)])
+def test_strips_join_without_seams(model, monkeypatch, features, tiles):
+    monkeypatch.setattr(rendering, "STRIP", features)
+    monkeypatch.setattr(rendering, "TILES", tiles)
     codes = codes_of(model)
     assert error(Renderer(model).render(codes), model.synthesize(codes)) < 1e-5
 
