@@ -1,6 +1,7 @@
-"""The fast path of the generator on a CPU: latent codes to one picture, for every move of a slider.
+"""The fast path of the generator: latent codes to one picture, for every move of a slider.
 
-Same pictures as `E4E.synthesize`, to rounding. What makes it fast:
+Same pictures as `E4E.synthesize`, to rounding. On NVIDIA GPUs its operators are captured once as a CUDA graph and
+replayed for every picture. What makes it fast on a CPU:
 
 - A layer's output is computed in strips of rows that stay in the processor's cache until noise, bias, leaky ReLU and
   the projection to RGB are done, and is written once, into a workspace that all layers and all pictures share.
@@ -12,6 +13,7 @@ Same pictures as `E4E.synthesize`, to rounding. What makes it fast:
 - All styles are one matrix product, and every demodulation is a small one.
 """
 
+import logging
 import math
 import threading
 from collections import OrderedDict
@@ -27,6 +29,8 @@ from torch.nn import functional as F
 from e4e_core.models.e4e import E4E
 from e4e_core.models.ops import EPSILON, LEAKY_GAIN, LEAKY_SLOPE, ModulatedConv2d
 from e4e_core.models.stylegan2 import StyledConv
+
+log = logging.getLogger("e4e")
 
 STRIP = 2**19  # features of a strip of direct convolution: 2 MB of float32, about a core's second-level cache
 TILES = 128  # tiles of a strip of minimal filtering: fewer read the weights too often, more leave the cache
@@ -180,6 +184,41 @@ class _Layer:
             yield strip, y.view(4, 4, high, across, factor, factor, self.channels)
 
 
+class _Graphs:
+    """CUDA graphs of one picture, one per size, each with fixed places for its codes and its picture.
+
+    A replay asks neither Python nor the driver for anything per layer, and takes no memory.
+    """
+
+    def __init__(self, model: E4E):
+        self.model = model
+        self._captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+
+    def render(self, codes: Tensor, side: int) -> Tensor:
+        """float32 [1, L, D] -> [1, 3, side, side], valid until the next picture of this size."""
+        if side not in self._captured:
+            self._captured[side] = self._capture(side)
+        graph, given, picture = self._captured[side]
+        given.copy_(codes)
+        graph.replay()
+        return picture
+
+    def _capture(self, side: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        given, graph = self.model.latent_avg[None].clone(), torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries set themselves up in their first calls, which cannot be captured
+                self.model.synthesize(given, side)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
+            picture = self.model.synthesize(given, side)
+        return graph, given, picture
+
+    def drop(self) -> None:
+        self._captured.clear()
+
+
 @dataclass(frozen=True)
 class _Snapshot:
     """The state of a rendering before `layer`, and the codes that have shaped it."""
@@ -202,8 +241,8 @@ class Renderer:
     so that the full picture goes on from there. A snapshot is used only if all codes that shaped it are the same
     ones. All are dropped with their owner, those of owners not seen for longest once KEPT_BYTES are reached.
 
-    Threads may share a Renderer: it computes one picture at a time. On devices other than CPUs it is
-    `E4E.synthesize`, and keeps nothing.
+    Threads may share a Renderer: it computes one picture at a time. On devices other than CPUs it keeps nothing for
+    owners: NVIDIA GPUs replay captured graphs, and where that fails, as on all other devices, it is `E4E.synthesize`.
     """
 
     def __init__(self, model: E4E):
@@ -212,6 +251,7 @@ class Renderer:
         self._kept: OrderedDict[int, tuple[ref, dict[str, _Snapshot]]] = OrderedDict()  # by id, the newest last
         self._last: dict[int, Tensor] = {}  # id of the owner -> the codes it last rendered
         self._workspace = _Workspace()
+        self._graphs = _Graphs(model) if model.device.type == "cuda" else None
         self._ready = False
 
     @torch.no_grad()
@@ -227,14 +267,25 @@ class Renderer:
         Raises: ValueError for other shapes or sizes.
         """
         self.model.check_codes(codes, size)
-        if self.model.device.type != "cpu":
-            return self.model.synthesize(codes, size)
         side = min(size or self.model.resolution, self.model.resolution)
         with self._lock:
+            if self._graphs and len(codes) == 1:
+                return self._replay(codes, side)
+            if self.model.device.type != "cpu":
+                return self.model.synthesize(codes, size)
             if not self._ready:
                 self._prepare()
             owner = owner if len(codes) == 1 else None
             return torch.cat([self._one(code.cpu().float(), side, owner) for code in codes])
+
+    def _replay(self, codes: Tensor, side: int) -> Tensor:
+        """By a captured graph, or from its first failure on without."""
+        try:
+            return self._graphs.render(codes, side).clone()
+        except RuntimeError as error:  # so far no one has run this on a GPU: a slower picture is better than none
+            log.warning("The picture's CUDA graph failed (%s); pictures are rendered without.", error)
+            self._graphs = None
+            return self.model.synthesize(codes, side)
 
     def wait(self) -> None:
         """Return once no picture is being rendered: for long work, which gives way to pictures between its steps."""
@@ -349,11 +400,13 @@ class Renderer:
         self._last.pop(key, None)
 
     def forget_all(self) -> None:
-        """Drop what is kept for all owners, and the workspace; their next pictures take a little longer."""
+        """Drop what is kept for all owners, workspace and graphs; their next pictures take a little longer."""
         with self._lock:
             self._kept.clear()
             self._last.clear()
             self._workspace.drop()
+            if self._graphs:
+                self._graphs.drop()
 
     @property
     def kept_bytes(self) -> int:
