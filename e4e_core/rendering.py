@@ -196,12 +196,13 @@ class _Graphs:
 
     def render(self, codes: Tensor, side: int) -> Tensor:
         """float32 [1, L, D] -> [1, 3, side, side], valid until the next picture of this size."""
-        if side not in self._captured:
-            self._captured[side] = self._capture(side)
-        graph, given, picture = self._captured[side]
-        given.copy_(codes)
-        graph.replay()
-        return picture
+        with torch.cuda.device(self.model.device):
+            if side not in self._captured:
+                self._captured[side] = self._capture(side)
+            graph, given, picture = self._captured[side]
+            given.copy_(codes)
+            graph.replay()
+            return picture
 
     def _capture(self, side: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         given, graph = self.model.latent_avg[None].clone(), torch.cuda.CUDAGraph()

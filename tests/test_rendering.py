@@ -181,6 +181,7 @@ def pretended_gpu(monkeypatch) -> None:
         "Stream": lambda: stream,
         "current_stream": lambda: stream,
         "stream": lambda stream: nullcontext(),
+        "device": lambda device: nullcontext(),
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
 
@@ -190,7 +191,7 @@ def test_replayed_graphs_give_the_same_pictures(model, pretended_gpu):
     renderer._graphs = rendering._Graphs(model)
     first, second = codes_of(model, 2).split(1)
     kept = renderer.render(first)
-    for codes, size in ((second, 64), (first, 16), (second, None), (first, 16)):
+    for codes, size in ((second, None), (first, 16), (second, 16)):
         assert torch.equal(renderer.render(codes, size), model.synthesize(codes, size))
     assert sorted(renderer._graphs._captured) == [16, 64], "one graph per size"
     assert torch.equal(kept, model.synthesize(first)), "later pictures leave this one as it was"
