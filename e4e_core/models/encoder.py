@@ -143,7 +143,7 @@ class Encoder(nn.Module):
         fine, middle, x = taps
         if hasattr(self, "latlayer0"):
             x = self.latlayer0(x)
-        multiplies = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+        multiplies = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
         codes, columns = [], _columns(x) if multiplies else None
         for layer, head in enumerate(self.styles[:count]):
             if layer in (self.config.coarse, self.config.coarse + self.config.middle):
