@@ -66,7 +66,7 @@ class Head(nn.Module):
     def multiply(self, x: Tensor, columns: Tensor) -> Tensor:
         """As `forward`, by matrix products on x's `columns`, so that heads may share those of their input.
 
-        Convolutions rearrange their weights in every call, which costs more than it gains for one small picture.
+        Faster on CPUs, see `benchmarks/README.md`; learning would have to keep the columns.
         """
         for index, conv in enumerate(self.convs[::2]):
             if index:
