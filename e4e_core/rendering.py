@@ -123,7 +123,7 @@ class _Layer:
         demodulation = LEAKY_GAIN * torch.rsqrt(self.power @ style.square() + EPSILON)  # [out]
         way = self._tiles if self.tiled else self._direct
         for rows, y in way(x, style, demodulation):
-            y += self.ordered(self.noise[rows])
+            y += self.ordered(self.noise[rows]).contiguous()  # adding it is faster than from its own order
             yield rows, F.leaky_relu_(y, LEAKY_SLOPE)
 
     def ordered(self, rows: Tensor) -> Tensor:
