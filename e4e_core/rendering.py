@@ -1,9 +1,10 @@
-"""The fast path of the generator on a CPU: latent codes to one picture, for every move of a slider.
+"""The fast path of the generator: latent codes to one picture, for every move of a slider.
 
-Same pictures as `E4E.synthesize`, to rounding. What makes it fast:
+Same pictures as `E4E.synthesize`, to rounding. On NVIDIA GPUs its operators are captured once as a CUDA graph and
+replayed for every picture. What makes it fast on a CPU:
 
-- A layer's output is computed in strips of rows that stay in the processor's cache until noise, bias and leaky ReLU
-  are applied, and is written once, into a workspace that all layers and all pictures share.
+- A layer's output is computed in strips of rows that stay in the processor's cache until noise, bias, leaky ReLU and
+  the projection to RGB are done, and is written once, into a workspace that all layers and all pictures share.
 - Style and demodulation scale whichever is smaller, the features or the weights; the √2 of the activation goes with
   them, because leaky ReLU is positively homogeneous.
 - 3×3 convolutions take Winograd's minimal filtering F(4×4, 3×3) (Lavin & Gray 2016): 36 instead of 144 products per
@@ -12,6 +13,8 @@ Same pictures as `E4E.synthesize`, to rounding. What makes it fast:
 - All styles are one matrix product, and every demodulation is a small one.
 """
 
+import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -27,7 +30,10 @@ from e4e_core.models.e4e import E4E
 from e4e_core.models.ops import EPSILON, LEAKY_GAIN, LEAKY_SLOPE, ModulatedConv2d
 from e4e_core.models.stylegan2 import StyledConv
 
-STRIP = 2**19  # features of one strip: 2 MB of float32, about a core's second-level cache
+log = logging.getLogger("e4e")
+
+STRIP = 2**19  # features of a strip of direct convolution: 2 MB of float32, about a core's second-level cache
+TILES = 128  # tiles of a strip of minimal filtering: fewer read the weights too often, more leave the cache
 KEPT_BYTES = 256 * 2**20  # features kept for all sessions together
 SNAPSHOT_BYTES = 48 * 2**20  # the largest single one: 256² of a published generator, not 512²
 BRANCH = 8  # the layer from which most edits of colour and detail start
@@ -44,11 +50,29 @@ def _squared(rows: list[list[int]], denominator: int = 1) -> Tensor:
     return torch.kron(matrix, matrix).float()
 
 
+class _Workspace:
+    """Memory that all layers and pictures use again: the system clears fresh memory page by page, which takes time."""
+
+    def __init__(self):
+        self._parts: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[shape], holding anything, valid until this name is taken again."""
+        needed = math.prod(shape)
+        if name not in self._parts or self._parts[name].numel() < needed:
+            self._parts[name] = torch.empty(needed, dtype=dtype)
+        return self._parts[name][:needed].view(shape)
+
+    def drop(self) -> None:
+        self._parts.clear()
+
+
 class _Layer:
     """One styled convolution: padded features [h + 2, w + 2, in] to strips of activated features [rows, w', out]."""
 
-    def __init__(self, styled: StyledConv, noise: Tensor):
+    def __init__(self, styled: StyledConv, noise: Tensor, workspace: _Workspace):
         conv = styled.conv
+        self.workspace = workspace
         self.weight = conv.weight[0]  # [out, in, 3, 3], unscaled: the scale is part of the style
         self.upsample = conv.upsample
         self.bias = styled.activate.bias.float() * LEAKY_GAIN
@@ -69,7 +93,9 @@ class _Layer:
         """Where minimal filtering was measured faster than the direct convolution."""
         if self.weight.dtype != torch.float32:
             return False  # F(4×4, 3×3) loses too many digits of bfloat16
-        return self.channels <= 256 and self.side >= 32 if self.upsample else self.side >= 16
+        if self.upsample:  # merging the blur makes the weights 16 times as large
+            return self.side >= 64 or (self.channels <= 256 and self.side >= 32)
+        return self.side >= 16
 
     @property
     def transformed(self) -> Tensor:
@@ -90,21 +116,25 @@ class _Layer:
         return torch.cat([both[:, :, rows][..., columns] for rows in chosen for columns in chosen])
 
     def strips(self, x: Tensor, style: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """For x [h + 2, w + 2, in] with a border of zeros and the style [in]: (output rows, features [rows, w', out]).
+        """For x [h + 2, w + 2, in] with a border of zeros and the style [in]: (output rows, their features).
 
-        The features are valid until the next strip is asked for.
+        The features [..., out] are contiguous, in the order of `ordered`, and valid until the next strip is asked for.
         """
         demodulation = LEAKY_GAIN * torch.rsqrt(self.power @ style.square() + EPSILON)  # [out]
-        fitting = max(STRIP // (self.side * self.channels), 1)
-        # A power of two, which divides the side, and at least one row of tiles.
-        rows = max(1 << fitting.bit_length() - 1, 8 if self.upsample else 4)
         way = self._tiles if self.tiled else self._direct
-        for top, y in way(x, style, demodulation, min(rows, self.side)):
-            rows_out = slice(top, top + y.shape[0])
-            y += self.noise[rows_out]
-            yield rows_out, F.leaky_relu_(y, LEAKY_SLOPE)
+        for rows, y in way(x, style, demodulation):
+            y += self.ordered(self.noise[rows]).contiguous()  # adding it is faster than from its own order
+            yield rows, F.leaky_relu_(y, LEAKY_SLOPE)
 
-    def _direct(self, x: Tensor, style: Tensor, demodulation: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+    def ordered(self, rows: Tensor) -> Tensor:
+        """Rows [rows, w', k] of anything, viewed in the order in which a strip has its features."""
+        if not self.tiled:
+            return rows
+        split = (-1, 4, 2 if self.upsample else 1)
+        tiles = rows.unflatten(1, split).unflatten(0, split)  # per axis: tile, pixel, parity
+        return tiles.permute(1, 4, 0, 3, 2, 5, 6)  # row, column, tile row, tile column, parities, k
+
+    def _direct(self, x: Tensor, style: Tensor, demodulation: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """By the library's convolution; an up-convolution is blurred down the rows, then along them."""
         dtype, fold = self.weight.dtype, x.numel() > self.weight.numel()
         weight, bias, after = self.weight, self.bias.to(dtype), None
@@ -115,7 +145,9 @@ class _Layer:
             x, after = x * style.to(dtype), demodulation.to(dtype)
         if self.upsample:
             weight = weight.transpose(0, 1)
-        count = rows // 2 if self.upsample else rows
+        factor = 2 if self.upsample else 1
+        fitting = max(STRIP // (self.side * self.channels * factor), 1)
+        count = min(1 << fitting.bit_length() - 1, x.shape[0] - 2)  # a power of two, which divides the side
         for top in range(0, x.shape[0] - 2, count):
             part = x[top : top + count + 2].permute(2, 0, 1)[None]  # [1, in, rows + 2, w + 2], channels last
             if self.upsample:
@@ -125,18 +157,20 @@ class _Layer:
             else:
                 y = F.conv2d(part, weight, bias if fold else None)
             y = y[0].permute(1, 2, 0)  # [rows, w', out]
-            yield top * (2 if self.upsample else 1), y if fold else torch.addcmul(bias, y, after)
+            yield slice(top * factor, (top + count) * factor), y if fold else torch.addcmul(bias, y, after)
 
-    def _tiles(self, x: Tensor, style: Tensor, demodulation: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+    def _tiles(self, x: Tensor, style: Tensor, demodulation: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """By minimal filtering: tiles of 6×6 inputs, four apart, give tiles of 4×4 outputs (or of 4×4 per parity)."""
         factor = 2 if self.upsample else 1
-        across, high = (x.shape[1] - 2) // 4, rows // (4 * factor)  # tiles in a row; rows of tiles in a strip
+        across = (x.shape[1] - 2) // 4  # tiles in a row
+        high = min(max(TILES // across, 1), across)  # rows of tiles in a strip, a power of two
         inputs, outputs = self.inputs, self.channels * factor**2
         to_tiles, from_tiles = _squared(_B), _squared(_A)
         down, right = x.stride(0), x.stride(1)
-        d, v = torch.empty(6, 6, high, across, inputs), torch.empty(36, high * across * inputs)
-        m, y = torch.empty(36, high * across, outputs), torch.empty(16, high * across * outputs)
-        strip = torch.empty(rows, across * 4 * factor, self.channels)
+        d = self.workspace.take("inputs", 6, 6, high, across, inputs)
+        v = self.workspace.take("transformed inputs", 36, high * across * inputs)
+        m = self.workspace.take("products", 36, high * across, outputs)
+        y = self.workspace.take("outputs", 16, high * across * outputs)
         bias, scale = self.bias.repeat(factor**2), demodulation.repeat(factor**2)
         for top in range(0, x.shape[0] - 2, 4 * high):
             tiles = x[top:].as_strided((6, 6, high, across, inputs), (down, right, 4 * down, 4 * right, 1))
@@ -146,20 +180,54 @@ class _Layer:
             torch.mm(from_tiles, m.view(36, -1), out=y)
             flat = y.view(-1, outputs)
             torch.addcmul(bias, flat, scale, out=flat)
-            split = y.view(4, 4, high, across, factor, factor, self.channels)
-            ordered = split.permute(2, 0, 4, 3, 1, 5, 6)  # tile row, row, parity, tile column, column, parity, channel
-            strip.view(ordered.shape).copy_(ordered)
-            yield top * factor, strip
+            strip = slice(top * factor, (top + 4 * high) * factor)
+            yield strip, y.view(4, 4, high, across, factor, factor, self.channels)
+
+
+class _Graphs:
+    """CUDA graphs of one picture, one per size, each with fixed places for its codes and its picture.
+
+    A replay asks neither Python nor the driver for anything per layer, and takes no memory.
+    """
+
+    def __init__(self, model: E4E):
+        self.model = model
+        self._captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+
+    def render(self, codes: Tensor, side: int) -> Tensor:
+        """float32 [1, L, D] -> [1, 3, side, side], valid until the next picture of this size."""
+        with torch.cuda.device(self.model.device):
+            if side not in self._captured:
+                self._captured[side] = self._capture(side)
+            graph, given, picture = self._captured[side]
+            given.copy_(codes)
+            graph.replay()
+            return picture
+
+    def _capture(self, side: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        given, graph = self.model.latent_avg[None].clone(), torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries set themselves up in their first calls, which cannot be captured
+                self.model.synthesize(given, side)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
+            picture = self.model.synthesize(given, side)
+        return graph, given, picture
+
+    def drop(self) -> None:
+        self._captured.clear()
 
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """The state of a rendering before `layer`, which only the codes of the layers before it have shaped."""
+    """The state of a rendering before `layer`, and the codes that have shaped it."""
 
     layer: int
-    codes: Tensor  # [layer, D]
+    codes: Tensor  # [layer, D], or one more where the last one shaped only the picture
     features: Tensor  # [h + 2, w + 2, c]
-    rgb: Tensor | None  # [1, 3, h', w']
+    rgb: Tensor | None  # [h', w', 3]
 
     @property
     def size(self) -> int:
@@ -174,8 +242,8 @@ class Renderer:
     so that the full picture goes on from there. A snapshot is used only if all codes that shaped it are the same
     ones. All are dropped with their owner, those of owners not seen for longest once KEPT_BYTES are reached.
 
-    Threads may share a Renderer: it computes one picture at a time. On devices other than CPUs it is
-    `E4E.synthesize`, and keeps nothing.
+    Threads may share a Renderer: it computes one picture at a time. On devices other than CPUs it keeps nothing for
+    owners: NVIDIA GPUs replay captured graphs, and where that fails, as on all other devices, it is `E4E.synthesize`.
     """
 
     def __init__(self, model: E4E):
@@ -183,6 +251,8 @@ class Renderer:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, tuple[ref, dict[str, _Snapshot]]] = OrderedDict()  # by id, the newest last
         self._last: dict[int, Tensor] = {}  # id of the owner -> the codes it last rendered
+        self._workspace = _Workspace()
+        self._graphs = _Graphs(model) if model.device.type == "cuda" else None
         self._ready = False
 
     @torch.no_grad()
@@ -198,14 +268,25 @@ class Renderer:
         Raises: ValueError for other shapes or sizes.
         """
         self.model.check_codes(codes, size)
-        if self.model.device.type != "cpu":
-            return self.model.synthesize(codes, size)
         side = min(size or self.model.resolution, self.model.resolution)
         with self._lock:
+            if self._graphs and len(codes) == 1:
+                return self._replay(codes, side)
+            if self.model.device.type != "cpu":
+                return self.model.synthesize(codes, size)
             if not self._ready:
                 self._prepare()
             owner = owner if len(codes) == 1 else None
             return torch.cat([self._one(code.cpu().float(), side, owner) for code in codes])
+
+    def _replay(self, codes: Tensor, side: int) -> Tensor:
+        """By a captured graph, or from its first failure on without."""
+        try:
+            return self._graphs.render(codes, side).clone()
+        except RuntimeError as error:  # so far no one has run this on a GPU: a slower picture is better than none
+            log.warning("The picture's CUDA graph failed (%s); pictures are rendered without.", error)
+            self._graphs = None
+            return self.model.synthesize(codes, side)
 
     def wait(self) -> None:
         """Return once no picture is being rendered: for long work, which gives way to pictures between its steps."""
@@ -213,10 +294,11 @@ class Renderer:
             pass
 
     def _prepare(self) -> None:
-        """What is the same for all pictures: scaled weights of the styles, noise, and the workspace."""
+        """What is the same for all pictures: scaled weights of the styles, and noise."""
         decoder = self.model.decoder
         convs, to_rgbs = [decoder.conv1, *decoder.convs], [decoder.to_rgb1, *decoder.to_rgbs]
-        self._layers = [_Layer(*parts) for parts in zip(convs, decoder.noises.buffers(), strict=True)]
+        pairs = zip(convs, decoder.noises.buffers(), strict=True)
+        self._layers = [_Layer(styled, noise, self._workspace) for styled, noise in pairs]
         self._rgb = [(layer.conv.weight[0, :, :, 0, 0].float(), layer.bias.float().flatten()) for layer in to_rgbs]
         users: list[tuple[int, ModulatedConv2d]] = [(index, styled.conv) for index, styled in enumerate(convs)]
         users += [(2 * level + 1, to_rgb.conv) for level, to_rgb in enumerate(to_rgbs)]
@@ -226,8 +308,6 @@ class Renderer:
         self._widths = [conv.weight.shape[2] for _, conv in users]
         which = [torch.full([width], index) for (index, _), width in zip(users, self._widths, strict=True)]
         self._which_code = torch.cat(which)[:, None]  # [sum of widths, 1]
-        # Layers alternate between two buffers; the last one's features are never stored.
-        self._workspace = [torch.empty(0), torch.empty(0)]
         self._dtype = decoder.input.input.dtype
         self._ready = True
 
@@ -245,46 +325,35 @@ class Renderer:
         for index in range(layer, count):
             if index == branch:
                 self._keep(owner, "edit", _Snapshot(index, codes[:index].clone(), x, rgb))
-            if index % 2:
-                rgb = self._add_rgb(rgb, x, index // 2, styles)
-            if index == count - 1 and side == self.model.resolution:
-                return self._last_layer(x, rgb, index, styles)
-            out = self._buffer(index)
-            for rows, y in self._layers[index].strips(x, styles[index]):
-                out[rows.start + 1 : rows.stop + 1, 1:-1] = y
-            x = out
-        if layer < count:
-            self._keep(owner, "preview", _Snapshot(count, codes[:count].clone(), x, rgb))
-        return self._add_rgb(rgb, x, count // 2, styles)
+            x, rgb = self._compute(index, x, rgb, styles)
+        if layer < count and side < self.model.resolution:
+            self._keep(owner, "preview", _Snapshot(count, codes[: count + 1].clone(), x, rgb))
+        return rgb.permute(2, 0, 1)[None]
 
-    def _last_layer(self, x: Tensor, rgb: Tensor | None, index: int, styles: tuple[Tensor, ...]) -> Tensor:
-        """The full picture: every strip of features is projected to RGB while it is in the cache."""
-        weight, bias = self._projection(index // 2, styles)
-        picture = _upsample(rgb) + bias[:, None, None]
-        for rows, y in self._layers[index].strips(x, styles[index]):
-            picture[0, :, rows] += (y.flatten(0, 1).float() @ weight.T).T.view(3, -1, y.shape[1])
-        return picture
-
-    def _projection(self, level: int, styles: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        weight, bias = self._rgb[level]
-        return weight * styles[len(self._layers) + level], bias  # [3, c], [3]
-
-    def _add_rgb(self, below: Tensor | None, x: Tensor, level: int, styles: tuple[Tensor, ...]) -> Tensor:
-        """The picture of this level: the one below, upsampled, and the projection of x [h + 2, w + 2, c]."""
-        weight, bias = self._projection(level, styles)
-        inner = x[1:-1, 1:-1]
-        rgb = torch.addmm(bias, inner.reshape(-1, x.shape[2]).float(), weight.T)  # [h * w, 3]
-        rgb = rgb.T.reshape(1, 3, *inner.shape[:2])
-        return rgb if below is None else rgb.add_(_upsample(below))
+    def _compute(
+        self, index: int, x: Tensor, rgb: Tensor | None, styles: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        """From the state before layer `index` to the one after it: (padded features, picture)."""
+        layer, shows = self._layers[index], index % 2 == 0  # every second layer adds to the picture
+        stored = index < len(self._layers) - 1  # of the last one, only the picture is wanted
+        out = self._buffer(index) if stored else x
+        if shows:
+            weight, bias = self._rgb[index // 2]
+            weight = weight * styles[len(self._layers) + index // 2]  # [3, c]
+            rgb = torch.zeros(layer.side, layer.side, 3) if rgb is None else _upsample(rgb)
+        for rows, y in layer.strips(x, styles[index]):
+            if stored:
+                layer.ordered(out[rows.start + 1 : rows.stop + 1, 1:-1]).copy_(y)
+            if shows:
+                own = torch.addmm(bias[:, None], weight, y.flatten(0, -2).float().T)  # [3, pixels]
+                layer.ordered(rgb[rows]).add_(own.T.view(*y.shape[:-1], 3))
+        return out, rgb
 
     def _buffer(self, index: int) -> Tensor:
-        """The workspace of a layer's output [h + 2, w + 2, c] with a border of zeros."""
+        """The workspace of a layer's output [h + 2, w + 2, c] with a border of zeros; layers alternate between two."""
         layer = self._layers[index]
-        shape = (layer.side + 2, layer.side + 2, layer.channels)
-        needed = shape[0] * shape[1] * shape[2]
-        if self._workspace[index % 2].numel() < needed:
-            self._workspace[index % 2] = torch.empty(needed, dtype=self._dtype)
-        buffer = self._workspace[index % 2][:needed].view(shape)
+        name, side = "odd" if index % 2 else "even", layer.side + 2
+        buffer = self._workspace.take(name, side, side, layer.channels, dtype=self._dtype)
         buffer[0], buffer[-1], buffer[:, 0], buffer[:, -1] = 0, 0, 0, 0
         return buffer
 
@@ -295,14 +364,17 @@ class Renderer:
     def _resume(self, codes: Tensor, count: int, owner: Any) -> tuple[int, Tensor, Tensor | None]:
         """(layer, its padded input, the picture below it): the furthest snapshot that these codes agree with."""
         snapshots = self._kept[id(owner)][1] if id(owner) in self._kept else {}
-        fit = [s for s in snapshots.values() if s.layer <= count and torch.equal(s.codes, codes[: s.layer])]
+        fit = [s for s in snapshots.values() if s.layer <= count and torch.equal(s.codes, codes[: len(s.codes)])]
         if not fit:
             return 0, self._start(), None
         best = max(fit, key=lambda s: s.layer)
         return best.layer, best.features, best.rgb
 
     def _branch(self, codes: Tensor, owner: Any) -> int:
-        """Before which layer to keep the features: where the codes began to differ from the owner's last ones."""
+        """Before which layer to keep the state: where the codes began to differ from the owner's last ones.
+
+        The first layer of a level shares its code with the picture below it, whose state is the one before that level.
+        """
         if owner is None:
             return -1
         key = id(owner)
@@ -313,7 +385,7 @@ class Renderer:
         if last is None:
             return BRANCH
         differs = (codes != last).any(1).nonzero()
-        return int(differs[0]) if len(differs) else -1
+        return int(differs[0]) // 2 * 2 if len(differs) else -1
 
     def _keep(self, owner: Any, kind: str, snapshot: _Snapshot) -> None:
         if owner is None or snapshot.size > SNAPSHOT_BYTES:
@@ -329,11 +401,13 @@ class Renderer:
         self._last.pop(key, None)
 
     def forget_all(self) -> None:
-        """Drop what is kept for all owners, and the workspace; their next pictures take a little longer."""
+        """Drop what is kept for all owners, workspace and graphs; their next pictures take a little longer."""
         with self._lock:
             self._kept.clear()
             self._last.clear()
-            self._workspace = [torch.empty(0), torch.empty(0)]
+            self._workspace.drop()
+            if self._graphs:
+                self._graphs.drop()
 
     @property
     def kept_bytes(self) -> int:
@@ -342,6 +416,7 @@ class Renderer:
 
 
 def _upsample(rgb: Tensor) -> Tensor:
-    """[1, 3, h, w] -> [1, 3, 2h, 2w] with StyleGAN2's FIR, which inside a border of zeros is bilinear interpolation."""
-    wide = F.interpolate(F.pad(rgb, (1, 1, 1, 1)), scale_factor=2, mode="bilinear", align_corners=False)
-    return wide[..., 2:-2, 2:-2]
+    """[h, w, 3] -> [2h, 2w, 3] with StyleGAN2's FIR, which inside a border of zeros is bilinear interpolation."""
+    padded = F.pad(rgb, (0, 0, 1, 1, 1, 1)).permute(2, 0, 1)[None]  # [1, 3, h + 2, w + 2], channels last
+    wide = F.interpolate(padded, scale_factor=2, mode="bilinear", align_corners=False)
+    return wide[0].permute(1, 2, 0)[2:-2, 2:-2]

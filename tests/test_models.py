@@ -125,6 +125,12 @@ def test_small_models_agree_with_the_naive_computation(kind: str):
     assert error(torch.cat([model.invert(image) for image in images.split(1)]), codes) < 1e-5
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 64, 64), (1, 3, 48, 64), (1, 3, 40, 64)])
+def test_heads_say_the_same_with_and_without_gradients(shape: tuple[int, ...]):
+    encoder, images = small().encoder, torch.rand(shape)
+    assert error(encoder(images), encoder(images.clone().requires_grad_(True)).detach()) < 1e-5
+
+
 def test_a_pyramid_narrower_than_the_trunk_and_every_stage():
     model = small(pyramid=10)
     images = torch.rand(1, 3, 64, 64)

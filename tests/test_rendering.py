@@ -1,10 +1,14 @@
 """The fast renderer against the plain generator, and what it keeps for whom."""
 
 import gc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from e4e_core import rendering
 from e4e_core.models.e4e import E4E
@@ -58,9 +62,10 @@ def test_both_ways_of_every_layer_agree(model, monkeypatch):
         assert error(Renderer(model).render(codes), expected) < 1e-5
 
 
-@pytest.mark.parametrize("strip", [1, 12 * 16 * 130])
-def test_strips_join_without_seams(model, monkeypatch, strip):
-    monkeypatch.setattr(rendering, "STRIP", strip)
+@pytest.mark.parametrize(("features", "tiles"), [(1, 1), (12 * 16 * 130, 16)])
+def test_strips_join_without_seams(model, monkeypatch, features, tiles):
+    monkeypatch.setattr(rendering, "STRIP", features)
+    monkeypatch.setattr(rendering, "TILES", tiles)
     codes = codes_of(model)
     assert error(Renderer(model).render(codes), model.synthesize(codes)) < 1e-5
 
@@ -139,6 +144,74 @@ def test_threads_share_one_renderer(model):
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda i: renderer.render(codes[i], owner=owners[i % 3]), range(6)))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+class RecordedGraph(TorchDispatchMode):
+    """Stands for a CUDA graph on a CPU: what was computed, to be computed again in the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        answer = operator(*args, **(kwargs or {}))
+        self.calls.append((operator, args, kwargs or {}, answer))
+        return answer
+
+    def replay(self) -> None:
+        for operator, args, kwargs, answer in self.calls:
+            again = operator(*args, **kwargs)
+            if isinstance(answer, torch.Tensor) and again.data_ptr() != answer.data_ptr():
+                answer.copy_(again)
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch) -> None:
+    """Gives the renderer's graphs a CPU for a GPU."""
+
+    @contextmanager
+    def graph(recorded: RecordedGraph, capture_error_mode: str) -> Iterator[None]:
+        with recorded:
+            yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {
+        "CUDAGraph": RecordedGraph,
+        "graph": graph,
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda stream: nullcontext(),
+        "device": lambda device: nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+
+
+def test_replayed_graphs_give_the_same_pictures(model, pretended_gpu):
+    renderer = Renderer(model)
+    renderer._graphs = rendering._Graphs(model)
+    first, second = codes_of(model, 2).split(1)
+    kept = renderer.render(first)
+    for codes, size in ((second, None), (first, 16), (second, 16)):
+        assert torch.equal(renderer.render(codes, size), model.synthesize(codes, size))
+    assert sorted(renderer._graphs._captured) == [16, 64], "one graph per size"
+    assert torch.equal(kept, model.synthesize(first)), "later pictures leave this one as it was"
+    renderer.forget_all()
+    assert not renderer._graphs._captured
+
+
+def test_a_graph_that_fails_costs_a_sentence_and_no_picture(model, pretended_gpu, monkeypatch, caplog):
+    def refuse() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", refuse)
+    renderer, codes = Renderer(model), codes_of(model)
+    renderer._graphs = rendering._Graphs(model)
+    for _ in range(2):
+        assert error(renderer.render(codes), model.synthesize(codes)) < 1e-5
+    assert [record.message for record in caplog.records] == [
+        "The picture's CUDA graph failed (operation not permitted when stream is capturing); "
+        "pictures are rendered without."
+    ]
 
 
 def test_wrong_shapes_are_named(model):

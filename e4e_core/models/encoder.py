@@ -63,6 +63,20 @@ class Head(nn.Module):
         x = self.convs(x).flatten(1)  # [n, c]
         return self.linear(x.float())  # codes keep float32: half precision would lose the offsets' last digits
 
+    def multiply(self, x: Tensor, columns: Tensor) -> Tensor:
+        """As `forward`, by matrix products on x's `columns`, so that heads may share those of their input.
+
+        Faster on CPUs, see `benchmarks/README.md`; learning would have to keep the columns.
+        """
+        for index, conv in enumerate(self.convs[::2]):
+            if index:
+                columns = _columns(x)
+            n, c, height, width = x.shape
+            y = conv.weight.flatten(1) @ columns  # [n, c, ⌈h/2⌉ * ⌈w/2⌉]
+            y = y.view(n, c, -(-height // 2), -(-width // 2))
+            x = self.convs[2 * index + 1](y.add_(conv.bias[:, None, None]))
+        return self.linear(x.flatten(1))
+
 
 class Encoder(nn.Module):
     """A picture to latent codes, relative to the mean latent code.
@@ -129,14 +143,20 @@ class Encoder(nn.Module):
         fine, middle, x = taps
         if hasattr(self, "latlayer0"):
             x = self.latlayer0(x)
-        codes = []
+        multiplies = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
+        codes, columns = [], _columns(x) if multiplies else None
         for layer, head in enumerate(self.styles[:count]):
-            if layer == self.config.coarse:
-                x = _upsample_add(x, self.latlayer1(middle))
-            elif layer == self.config.coarse + self.config.middle:
-                x = _upsample_add(x, self.latlayer2(fine))
-            codes.append(head(x))
+            if layer in (self.config.coarse, self.config.coarse + self.config.middle):
+                finer = self.latlayer1(middle) if layer == self.config.coarse else self.latlayer2(fine)
+                x = _upsample_add(x, finer)
+                columns = _columns(x) if multiplies else None
+            codes.append(head(x) if columns is None else head.multiply(x, columns))
         return codes
+
+
+def _columns(x: Tensor) -> Tensor:
+    """[n, c, h, w] -> [n, 9c, ⌈h/2⌉ * ⌈w/2⌉]: what each output of a head's 3×3 convolution sees."""
+    return F.unfold(x, 3, padding=1, stride=2)
 
 
 def _upsample_add(coarse: Tensor, fine: Tensor) -> Tensor:

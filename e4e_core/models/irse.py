@@ -21,13 +21,24 @@ class SqueezeExcite(nn.Module):
         return x * self.fc2(self.fc1(means).relu()).sigmoid()
 
 
+class EveryNth(nn.Module):
+    """Keeps every `stride`th pixel of [n, c, h, w]; a pooling of one pixel would do the same, but copy."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, :: self.stride, :: self.stride]
+
+
 class Bottleneck(nn.Module):
     """[n, in, h, w] -> [n, out, ⌈h/stride⌉, ⌈w/stride⌉]."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         if in_channels == out_channels:
-            self.shortcut_layer = nn.MaxPool2d(1, stride)  # keeps every `stride`th pixel
+            self.shortcut_layer = EveryNth(stride)
         else:
             self.shortcut_layer = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
