@@ -76,7 +76,7 @@ class Person(Visitor):
         self.call("redo")
 
     def view(self) -> None:
-        self.call("views", event={"index": self.chance.randrange(3), "value": "", "selected": True})
+        self.call("views", data={"index": self.chance.randrange(3), "value": "", "selected": True})
 
     def download(self) -> None:
         kind = self.chance.choice(["save-face", "save-photo", "save-grid", "save-settings"])

@@ -51,24 +51,25 @@ class Visitor:
     """One open page; `config` is what the address answers on /config, `session` a name of its own."""
 
     def __init__(self, address: str, config: Mapping[str, Any], session: str):
-        self.session = session
+        self.session, self.levels = session, ""  # what last set the sliders
         self.http = httpx.Client(base_url=address, timeout=PATIENCE)
         self.events = events(config)
         # While this stream is open the page is; closing it is what closing a tab does.
         heartbeat = self.http.build_request("GET", f"gradio_api/heartbeat/{session}")
         self.heartbeat = self.http.send(heartbeat, stream=True)
         part = self.call("bank")["output"]["render_config"]
-        self.events["rest"] = next((e["id"], len(e["inputs"])) for e in part["dependencies"] if e["backend_fn"])
+        levels = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "levels")
+        self.events["rest"] = next(event(each, levels) for each in part["dependencies"] if each["backend_fn"])
         names = [each["props"].get("elem_id") or "" for each in part["components"]]
         self.sliders = [name.removeprefix("direction-") for name in names if name.startswith("direction-")]
         picker = next(each for each in config["components"] if each["props"].get("elem_id") == "model")
         self.bank = {"model": picker["props"]["value"], "own": {}}
 
-    def call(self, name: str, *values: Any, event: Any = None, read: bool = True) -> dict[str, Any]:
-        """The last message about one event; values are those of the inputs, None for states."""
-        number, inputs = self.events[name]
-        data = [*values, *[None] * (inputs - len(values))]
-        job = {"data": data, "fn_index": number, "session_hash": self.session, "event_data": event, "trigger_id": None}
+    def call(self, name: str, *values: Any, data: Any = None, read: bool = True) -> dict[str, Any]:
+        """The last message about one event; values are those of the inputs, None for states; `data` is the event's."""
+        number, inputs, levels = self.events[name]
+        given = [*values, *[None] * (inputs - len(values))]
+        job = {"data": given, "fn_index": number, "session_hash": self.session, "event_data": data, "trigger_id": None}
         event_id = self.http.post("gradio_api/queue/join", json=job).raise_for_status().json()["event_id"]
         with self.http.stream("GET", f"gradio_api/queue/data?session_hash={self.session}") as stream:
             for line in stream.iter_lines():
@@ -80,6 +81,8 @@ class Visitor:
                 if message["msg"] == "process_completed" and message["event_id"] == event_id:
                     if not message["success"] or FAILED.search(json.dumps(message["output"].get("data"))):
                         raise RuntimeError(f"{name}: {message['output']}")
+                    if levels is not None and isinstance(message["output"]["data"][levels], str):
+                        self.levels = message["output"]["data"][levels]
                     return message
         raise RuntimeError(f"{name}: the answer broke off")
 
@@ -94,27 +97,36 @@ class Visitor:
     def move(self, values: list[float], fidelity: float = 1.0) -> httpx.Response:
         """Move the sliders, in their order, and wait for the picture that follows the hand."""
         sent = {"strengths": dict(zip(self.sliders, values, strict=False)), "fidelity": fidelity}
-        asked = {"session": self.session, "bank": self.bank, "sent": sent}
+        asked = {"session": self.session, "bank": self.bank, "levels": self.levels, "sent": sent}
         return self.http.post("frame", json=asked).raise_for_status()
 
     def rest(self, values: list[float], fidelity: float = 1.0) -> None:
         """Let go of the sliders and wait for the picture that stays."""
-        self.call("rest", None, fidelity, *values)
+        self.call("rest", self.levels, None, fidelity, *values)
 
     def close(self) -> None:
         self.heartbeat.close()
         self.http.close()
 
 
-def events(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """name -> (number, count of inputs) of the events in a page's configuration."""
+Event = tuple[int, int, int | None]
+"""(number, count of inputs, which output says where the sliders stand)"""
+
+
+def event(each: Mapping[str, Any], levels: int) -> Event:
+    return each["id"], len(each["inputs"]), each["outputs"].index(levels) if levels in each["outputs"] else None
+
+
+def events(config: Mapping[str, Any]) -> dict[str, Event]:
+    """The events in a page's configuration by the names of their components."""
     names = {each["id"]: each["props"].get("elem_id") for each in config["components"]}
+    levels = next(number for number, name in names.items() if name == "levels")
     found = {}
     for each in config["dependencies"]:
-        for component, event in each["targets"]:
+        for component, kind in each["targets"]:
             name = names.get(component)
             if name and each["backend_fn"]:
-                found[name] = (each["id"], len(each["inputs"]))
-            elif event == "load" and len(each["targets"]) > 1:  # the sliders, made for each visitor
-                found["bank"] = (each["id"], len(each["inputs"]))
+                found[name] = event(each, levels)
+            elif kind == "load" and len(each["targets"]) > 1:  # the sliders, made for each visitor
+                found["bank"] = event(each, levels)
     return found

@@ -283,6 +283,8 @@ class Renderer:
         """By a captured graph, or from its first failure on without."""
         try:
             return self._graphs.render(codes, side).clone()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # so far no one has run this on a GPU: a slower picture is better than none
             log.warning("The picture's CUDA graph failed (%s); pictures are rendered without.", error)
             self._graphs = None

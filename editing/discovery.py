@@ -311,9 +311,9 @@ def learn(
     attributes |= read_labels(labels, [pictures.names[i] for i in shown])
     vectors = fit_directions(invert_all(model, pictures, shown), attributes)
     few = shown[:JUDGED_ON]
-    photos = [to_picture(pictures[i]) for i in few]
+    judged = [to_picture(pictures[i]) for i in few]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        seen = list(tqdm(pool.map(examine, photos, chunksize=8), "measuring photos", len(few)))
+        seen = list(tqdm(pool.map(examine, judged, chunksize=8), "measuring photos", len(few)))
         judge = fit_judge(seen, {name: column[: len(few)] for name, column in attributes.items()})
         real = [judge.of(*answer) for answer in seen if answer is not None]
         spread = {name: float(np.std([answer[name] for answer in real])) for name in attributes}

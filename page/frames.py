@@ -5,18 +5,21 @@ fetches the next picture and hands it to the components that show it spares all 
 """
 
 import asyncio
+import json
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from limits import limit
 from page.incoming import DROPPED
 from page.layout import Layout
 from page.parts import status_line
 from page.studio import Visit
 
 NONE_YET = "Choose a photo first; the sliders will act on it."
+LARGEST = 1 << 16  # bytes; what a page with the most sliders sends has a tenth of it
 
 
 class Frames(Layout):
@@ -29,33 +32,40 @@ class Frames(Layout):
         self._waiting: set[str] = set()  # sessions
 
     async def frame(self, request: Request) -> Response:
-        """The sliders `bank` of the page `session` stand where `sent` says: a JSON object of these three.
+        """The sliders `bank` of the page `session`, set by `levels`, stand where `sent` says: a JSON object of these.
 
         Returns: a JSON list with a value or null for each of `frame_parts`; 204 where there is nothing to show, and
             400 for what no page sends.
         """
-        states = self.blocks.state_holder
+        states, body = self.blocks.state_holder, bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > LARGEST:
+                return Response(status_code=400)
         try:
-            asked = await request.json()
-            session, bank, sent = asked["session"], asked["bank"], asked["sent"]
+            asked = json.loads(body)
+            session, bank, levels, sent = (asked[name] for name in ("session", "bank", "levels", "sent"))
             if session not in states:  # the process was restarted
                 return Response(status_code=204)
         except (KeyError, RecursionError, TypeError, ValueError):
             return Response(status_code=400)
         state, key = states[session], self.visit._id
-        if bank != self._bank(state[key]):  # sliders that are still on their way out
+        if not self._stands(state[key], bank, levels) or state[key].model not in self.studio:
             return Response(status_code=204)
         state[key] = self.studio.move(state[key], sent, rest=False)
-        if session in self._waiting or not self.studio.live:  # the one that waits will take these edits
+        full = len(self._waiting) >= limit("E4E_MAX_QUEUE")
+        if full or session in self._waiting or not self.studio.live:  # the one that waits will take these edits
             return Response(status_code=204)
         self._waiting.add(session)
         try:
-            async with self._turn:
-                self._waiting.discard(session)
-                before = state[key]
-                shown = await run_in_threadpool(self._in_sentences(self.follow), before)
+            await self._turn.acquire()
         finally:
             self._waiting.discard(session)
+        try:
+            before = state[key]
+            shown = await run_in_threadpool(self._in_sentences(self.follow), before)
+        finally:
+            self._turn.release()
         if state[key] is before:
             state[key] = shown.get(self.visit, before)
         elif state[key].session is not before.session or state[key].full is not None:

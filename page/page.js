@@ -10,7 +10,7 @@
   const click = (id) => document.querySelector(id)?.click();
 
   // A slider moved. One picture is under way at a time; what waits for its turn gives way to a newer movement.
-  window.follow = async (bank, paths, values) => {
+  window.follow = async (bank, paths, levels, values) => {
     clearTimeout(timer);
     timer = setTimeout(() => click("#settle"), REST);
     const mine = ++newest;
@@ -22,7 +22,7 @@
       if (mine !== newest) return;
       const sent = { strengths: {}, mix: {} };
       paths.forEach((path, index) => { (path.length > 1 ? sent[path[0]] : sent)[path.at(-1)] = values[index]; });
-      const body = JSON.stringify({ session: window.__gradio_session_hash__, bank, sent });
+      const body = JSON.stringify({ session: window.__gradio_session_hash__, bank, levels, sent });
       const answer = await fetch(`${window.gradio_config.root}/frame`, { method: "POST", body });
       if (answer.status === 200) return (await answer.json()).map((value) => value ?? undefined);
     } catch { // no network; the picture of the sliders at rest will say so

@@ -84,24 +84,24 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         places |= {("keep",): keep, ("region",): self.region, ("feather",): self.feather}
         moving = [place for place in places.values() if isinstance(place, gr.Slider)]
 
-        def rest(visit: Visit, *values: Any) -> dict:
+        def rest(levels: Any, visit: Visit, *values: Any) -> dict:
             sent: dict[str, Any] = {"strengths": {}, "mix": {}}
             for path, value in zip(places, values, strict=True):
                 (sent if len(path) == 1 else sent[path[0]])[path[-1]] = value
-            return self.rest(bank, visit, sent)
+            return self.rest(bank, levels, visit, sent)
 
         paths = json.dumps([*places])
         gr.on(
             [event for slider in moving for event in (slider.input, slider.release)] + [keep.input, self.region.input],
             fn=None,
-            inputs=[*places.values()],
+            inputs=[self.levels, *places.values()],
             outputs=self.frame_parts,
-            js=f"(...values) => window.follow({json.dumps(bank)}, {paths}, values)",
+            js=f"(levels, ...values) => window.follow({json.dumps(bank)}, {paths}, levels, values)",
         )
         self.settle.click(
             self._in_sentences(rest),
-            [self.visit, *places.values()],
-            [self.visit, *self.pictures, self.status, self.undo, self.redo, self.strip],
+            [self.levels, self.visit, *places.values()],
+            [self.visit, *self.pictures, self.status, self.undo, self.redo, self.strip, self.levels],
             trigger_mode="always_last",
             show_progress="hidden",
             **RENDERING,
@@ -247,10 +247,21 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
 
     # Edits
 
-    def rest(self, bank: dict[str, Any], visit: Visit, sent: dict[str, Any]) -> dict:
-        """The sliders of `bank` have come to rest where `sent` says."""
-        if bank != self._bank(visit):
-            return gr.skip()  # sliders that are still on their way out
+    def _stands(self, visit: Visit, bank: Any, levels: Any) -> bool:
+        """Whether the sliders that moved are the visit's and were last set for its photo, face and edits.
+
+        Others are on their way out, or were moved while something else set them.
+        """
+        try:
+            set_at = json.loads(levels)["set_at"] if levels else ""
+        except (KeyError, RecursionError, TypeError, ValueError):
+            return False
+        return bank == self._bank(visit) and set_at == visit.set_at
+
+    def rest(self, bank: dict[str, Any], levels: Any, visit: Visit, sent: dict[str, Any]) -> dict:
+        """The sliders of `bank`, last set by `levels`, have come to rest where `sent` says."""
+        if not self._stands(visit, bank, levels):
+            return {self.levels: self._levels(visit)}
         visit = self.studio.move(visit, sent, rest=True)
         if visit.session is None:
             return self._without_photo(visit)
@@ -280,10 +291,13 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
 
     def _edited(self, visit: Visit, text: str = "") -> dict:
         """The result, and the sliders where the visit has them."""
+        visit = replace(visit, set_at=str(time.time_ns()))
+        return {**self._rested(visit, text), self.levels: self._levels(visit)}
+
+    def _levels(self, visit: Visit) -> str:
+        """Where the sliders stand, for the browser; its time makes each text a new one, which sets them again."""
         face = visit.session.face if visit.session else 0
-        # The time makes each text a new one, so that the same edits set the sliders again.
-        levels = json.dumps({**visit.edits.plain(), "face": face, "time": time.time_ns()})
-        return {**self._rested(visit, text), self.levels: levels}
+        return json.dumps({**visit.edits.plain(), "face": face, "set_at": visit.set_at})
 
     def _rested(self, visit: Visit, text: str = "") -> dict:
         """The full result, and what was before it."""
@@ -346,7 +360,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         """The photo, opened again with another model, whose sliders all stand at 0."""
         if name == visit.model or name not in self.studio:  # it could not be had
             return {self.picker: visit.model}
-        fresh = Visit(name, own=visit.own, view=visit.view)
+        fresh = Visit(name, own=visit.own, view=visit.view, set_at=visit.set_at)
         if visit.second is not None:
             with contextlib.suppress(PhotoError):  # another model may see no face in it
                 fresh = self.studio.open_second(fresh, visit.second.photo)

@@ -92,6 +92,7 @@ class Visit:
         before: the aligned crop as the page shows it.
         full: the result at full size; None while it is out of date.
         dropped: whether there was a photo, which made room for others.
+        set_at: when something else than a hand last set the sliders, as text.
     """
 
     model: str
@@ -106,10 +107,11 @@ class Visit:
     before: str = ""
     full: Image.Image | None = None
     dropped: bool = False
+    set_at: str = ""
 
     def without_photo(self) -> "Visit":
         """What is left when the photo makes room for others: sliders and edits, which wait for a photo again."""
-        return Visit(self.model, edits=self.edits, own=self.own, view=self.view, dropped=True)
+        return Visit(self.model, edits=self.edits, own=self.own, view=self.view, dropped=True, set_at=self.set_at)
 
 
 class Studio:
@@ -372,7 +374,7 @@ class Studio:
     def free_memory(self) -> None:
         """Give back what only makes the next picture faster; not within an `except`, whose frames hold more."""
         for editor in list(self._editors.values()):
-            editor.renderer.forget_all()
+            editor.forget_all()
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()

@@ -53,14 +53,17 @@ def test_pixels_are_limited(monkeypatch):
 def test_the_photo_nobody_touched_for_longest_makes_room(page, opened, monkeypatch):
     monkeypatch.setenv("E4E_MAX_PHOTOS", "2")
     holder, key = page.blocks.state_holder, page.visit._id
-    moved = page.rest(page._bank(opened), opened, {"strengths": {"smile": 1.0}})[page.visit]
+    moved = page.rest(page._bank(opened), page._levels(opened), opened, {"strengths": {"smile": 1.0}})[page.visit]
     for person in ("first", "second", "third"):
         holder[person]
         page.open_example(0, Visit("tiny"))
         holder[person][key] = moved
     assert [holder[person][key].session is None for person in ("first", "second", "third")] == [True, False, False]
     dropped = holder["first"][key]
-    assert DROPPED in page.rest(page._bank(dropped), dropped, {"strengths": {"smile": 2.0}})[page.status]
+    assert (
+        DROPPED
+        in page.rest(page._bank(dropped), page._levels(dropped), dropped, {"strengths": {"smile": 2.0}})[page.status]
+    )
     assert DROPPED in page._in_sentences(page.download_face)(dropped)[page.status]
     again = page.open_example(0, dropped)[page.visit]
     assert again.edits.strengths == {"smile": 1.0} and not again.dropped
@@ -88,4 +91,4 @@ def test_out_of_memory_is_a_sentence_and_the_page_goes_on(page, opened, monkeypa
         answer = page._in_sentences(page.rest)(page._bank(opened), opened, {"strengths": {"smile": 2.0}})
     assert FULL in answer[page.status] and set(answer) == {page.status}
     assert not renderer.kept_bytes
-    assert page.face in page.rest(page._bank(opened), opened, {"strengths": {"smile": 2.0}})
+    assert page.face in page.rest(page._bank(opened), page._levels(opened), opened, {"strengths": {"smile": 2.0}})

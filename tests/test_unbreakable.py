@@ -102,7 +102,7 @@ def test_random_bytes_are_a_sentence(page, data):
 def test_sliders_take_whatever_comes_and_stay_in_their_range(page, visit, smile, age, others):
     sent = dict(zip(("fidelity", "mix", "keep", "region", "feather"), others, strict=True))
     sent["strengths"] = {"smile": smile, "age": age}
-    moved = page.rest(page._bank(visit), visit, sent)[page.visit]
+    moved = page.rest(page._bank(visit), page._levels(visit), visit, sent)[page.visit]
     assert all(-3 <= value <= 3 and value for value in moved.edits.strengths.values())
     assert 0 <= moved.edits.fidelity <= 1
     assert visit.edits == Edits()
@@ -158,7 +158,7 @@ def test_own_sliders_come_back_from_their_file_and_belong_to_one_visit(page, vis
     kept = page.keep_component(1, " My  beard ", visit, "SeFa", 2, 4, 2.0)[page.visit]
     slider = kept.own["tiny"]["own-My_beard"]
     assert (slider.label, slider.group, slider.low, slider.high, slider.layers) == ("My beard", OWN, -2, 2, [2, 3, 4])
-    moved = page.rest(page._bank(kept), kept, {"strengths": {"own-My_beard": 1.0}})[page.visit]
+    moved = page.rest(page._bank(kept), page._levels(kept), kept, {"strengths": {"own-My_beard": 1.0}})[page.visit]
     assert page.studio.words(moved) == "My beard +1"
     assert [*page.studio.directions(visit)] == [*page.studio.directions(Visit("tiny"))] == ["smile", "age"]
     (stored / "my.safetensors").write_bytes(pack(kept.own["tiny"]))
@@ -233,6 +233,14 @@ def test_films_of_what_is_not_there_are_a_sentence(page, visit, path):
     said(page, page.download_film, visit, path, "GIF", False)
 
 
+def test_sliders_that_something_else_has_set_since_are_not_heard(page, visit):
+    reset = page.reset_all(visit)
+    late = page.rest(page._bank(visit), page._levels(visit), reset[page.visit], {"strengths": {"smile": 2}})
+    assert late == {page.levels: reset[page.levels]}
+    heard = page.rest(page._bank(visit), reset[page.levels], reset[page.visit], {"strengths": {"smile": 2}})
+    assert heard[page.visit].edits.strengths == {"smile": 2}
+
+
 def test_no_handler_needs_a_photo(page):
     for handler in (page.download_face, page.download_photo, page.download_grid):
         assert "choose one first" in said(page, handler, Visit("tiny"))
@@ -264,7 +272,7 @@ def client(served) -> Client:
 
 def test_frames_are_for_open_pages_alone(served, page, visit):
     page.blocks.state_holder["me"][page.visit._id] = visit
-    asked = {"session": "me", "bank": page._bank(visit), "sent": {"strengths": {"smile": 1e300, "x": []}}}
+    asked = {"session": "me", "bank": page._bank(visit), "levels": "", "sent": {"strengths": {"smile": 1e300, "x": []}}}
 
     def ask(**changed) -> httpx.Response:
         return httpx.post(f"{served}frame", json={**asked, **changed}, timeout=600)
@@ -274,8 +282,10 @@ def test_frames_are_for_open_pages_alone(served, page, visit):
     assert page.blocks.state_holder["me"][page.visit._id].edits.strengths == {"smile": 3}
     assert "No edits" in ask(sent=[]).json()[-1]
     assert ask(session="somebody").status_code == ask(bank={}).status_code == 204
+    assert ask(levels='{"set_at": "1"}').status_code == ask(levels="[").status_code == 204
     assert "somebody" not in page.blocks.state_holder
-    hostile = [b"", b"[]", b"5", b"\xff", b"[" * 200_000, b"{}", json.dumps({**asked, "session": {}}).encode()]
+    hostile = [b"", b"[]", b"5", b"\xff", b"[" * 60_000, b" " * 100_000, b"{}"]
+    hostile += [json.dumps({**asked, "session": {}}).encode()]
     assert {httpx.post(f"{served}frame", content=each, timeout=600).status_code for each in hostile} == {400}
 
 
@@ -328,21 +338,25 @@ def test_a_program_that_errs_gets_a_sentence(client, wrong, sentence):
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1" * 400])
 def test_numbers_that_json_has_no_words_for_are_refused(served, client, number):
     """Sent by hand, because no client would."""
-    photo = client.predict(photo=handle_file(str(ASTRONAUT)), api_name="/edit")  # the server is well
-    assert photo
-    hostile = (f'{{"smile": {number}}}, 1, 0', f"{{}}, {number}, 0", f"{{}}, 1, {number}")
-    for strengths_fidelity_face in hostile:
+
+    def edit(strengths: str = "{}", fidelity: str = "1", face: str = "0", feather: str = "0.1") -> str:
+        """What the server answers, or its status if it refuses the request."""
+        file = httpx.post(f"{served}gradio_api/upload", files={"files": ASTRONAUT.read_bytes()}, timeout=600).json()[0]
+        photo = json.dumps({"path": file, "meta": {"_type": "gradio.FileData"}})
         job = httpx.post(
             f"{served}gradio_api/call/edit",
-            content=f'{{"data": [null, {strengths_fidelity_face}, false, ""]}}',
+            content=f'{{"data": [{photo}, {strengths}, {fidelity}, {face}, false, "", "", {feather}]}}',
             headers={"Content-Type": "application/json"},
             timeout=600,
         )
-        if job.status_code == 200:
-            answer = httpx.get(f"{served}gradio_api/call/edit/{job.json()['event_id']}", timeout=600).text
-            assert "event: error" in answer and "Traceback" not in answer
-        else:
-            assert 400 <= job.status_code < 500
+        if job.status_code != 200:
+            return str(job.status_code)
+        return httpx.get(f"{served}gradio_api/call/edit/{job.json()['event_id']}", timeout=600).text
+
+    assert "event: complete" in edit()
+    answers = [edit(strengths=f'{{"smile": {number}}}'), edit(fidelity=number), edit(face=number), edit(feather=number)]
+    for answer in answers:
+        assert answer in ("400", "422") or ("event: error" in answer and "Traceback" not in answer)
     assert client.predict(api_name="/directions")
 
 

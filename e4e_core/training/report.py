@@ -85,9 +85,11 @@ class Report:
     def _w_of_photos(self) -> Tensor:
         """What the encoder as it is sees in the training's pictures, or in SETTLED_ON of them: w float [n, D]."""
         model, pictures = self.training.model, self.pictures
-        some = [pictures[i] for i in range(0, len(pictures), -(-len(pictures) // SETTLED_ON))]
+        some, codes = range(0, len(pictures), -(-len(pictures) // SETTLED_ON)), []
         with measuring(model.encoder):
-            codes = [self.training.invert(few.to(model.device)) for few in torch.stack(some).split(BATCH)]
+            for start in range(0, len(some), BATCH):
+                few = torch.stack([pictures[i] for i in some[start : start + BATCH]])
+                codes.append(self.training.invert(few.to(model.device)))
         return torch.cat(codes)[:, 0]
 
     @contextmanager
