@@ -60,10 +60,8 @@ def test_the_photo_nobody_touched_for_longest_makes_room(page, opened, monkeypat
         holder[person][key] = moved
     assert [holder[person][key].session is None for person in ("first", "second", "third")] == [True, False, False]
     dropped = holder["first"][key]
-    assert (
-        DROPPED
-        in page.rest(page._bank(dropped), page._levels(dropped), dropped, {"strengths": {"smile": 2.0}})[page.status]
-    )
+    late = page.rest(page._bank(dropped), page._levels(dropped), dropped, {"strengths": {"smile": 2.0}})
+    assert DROPPED in late[page.status]
     assert DROPPED in page._in_sentences(page.download_face)(dropped)[page.status]
     again = page.open_example(0, dropped)[page.visit]
     assert again.edits.strengths == {"smile": 1.0} and not again.dropped
@@ -88,7 +86,8 @@ def test_out_of_memory_is_a_sentence_and_the_page_goes_on(page, opened, monkeypa
     assert renderer.kept_bytes
     with monkeypatch.context() as patch:
         patch.setattr(page.studio, "_draw", fail)
-        answer = page._in_sentences(page.rest)(page._bank(opened), opened, {"strengths": {"smile": 2.0}})
+        asked = (page._bank(opened), page._levels(opened), opened, {"strengths": {"smile": 2.0}})
+        answer = page._in_sentences(page.rest)(*asked)
     assert FULL in answer[page.status] and set(answer) == {page.status}
     assert not renderer.kept_bytes
-    assert page.face in page.rest(page._bank(opened), page._levels(opened), opened, {"strengths": {"smile": 2.0}})
+    assert page.face in page.rest(*asked)

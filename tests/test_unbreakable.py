@@ -272,7 +272,8 @@ def client(served) -> Client:
 
 def test_frames_are_for_open_pages_alone(served, page, visit):
     page.blocks.state_holder["me"][page.visit._id] = visit
-    asked = {"session": "me", "bank": page._bank(visit), "levels": "", "sent": {"strengths": {"smile": 1e300, "x": []}}}
+    asked = {"session": "me", "bank": page._bank(visit), "levels": page._levels(visit)}
+    asked["sent"] = {"strengths": {"smile": 1e300, "x": []}}
 
     def ask(**changed) -> httpx.Response:
         return httpx.post(f"{served}frame", json={**asked, **changed}, timeout=600)
