@@ -54,7 +54,7 @@ TRIED = 1.5  # in lengths of the codes' own spread, whatever length the fit gave
 LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
 LEAST = 0.3  # a direction that moves its attribute by less at both ends is not worth a slider
 FOUND = 0.95  # share of edited faces that dlib must still find at a slider's ends
-STEADY = 0.9  # share of faces on which a slider has to be monotone, which to measure needs a tolerance:
+STEADY = 0.9  # share of faces on which either side of a slider has to be monotone, which to measure needs a tolerance:
 TOLERANCE = 0.1  # standard deviations by which an attribute may fall from one strength to the next
 KEPT_EFFECT = 0.7  # share of its effect that a direction may not lose when layers are left out
 

@@ -16,8 +16,8 @@ FULL = "The memory of this machine does not suffice for that; try again, or take
 DROPPED = "Others needed the room, so your photo is not kept any more; choose it again and your edits will act on it."
 GONE = "There is no photo here, or its page was disconnected; choose one first."
 
-# Most handlers that compute share one queue, in the order of their events. What follows the hand (`page.frames`) and what
-# takes long have turns of their own.
+# Most handlers that compute share one queue, in the order of their events. What follows the hand (`page.frames`) and
+# what takes long have turns of their own.
 RENDERING = {"concurrency_id": "rendering", "concurrency_limit": 1}
 # Pictures travel as data URLs, which Gradio need not convert and never writes to disk.
 RAW = {"preprocess": False, "postprocess": False, "api_visibility": "private"}
