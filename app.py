@@ -11,6 +11,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+# PyTorch's threads would wait for each other at full speed, on cores that the browser beside them needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 if os.environ.get("SPACE_ID"):  # ZeroGPU replaces parts of torch, and must come before it
     try:
         import spaces
