@@ -89,8 +89,44 @@ class Tour:
         self.page.set_viewport_size({"width": 1440, "height": 900})
         self.reset()
         self.keep("grid", self.saved("#save-grid").convert("RGB"))
+        self.closer()
+        self.mix()
+        self.find()
         self.several()
         self.phone()
+
+    def closer(self) -> None:
+        """The model adapted to this photo."""
+        self.page.locator("#closer .label-wrap").click()
+        for button in ("#refine", "#refine-more"):
+            self.page.locator(button).click()
+            expect(self.status).to_contain_text("Refined in")
+            expect(self.page.locator(button)).to_be_enabled()
+        self.keep("refined")
+        self.page.locator("#unrefine").click()
+        expect(self.status).to_contain_text("Back to the inversion")
+        self.page.locator("#closer .label-wrap").click()
+
+    def mix(self) -> None:
+        """Half of a second photo."""
+        self.page.locator("#mixing .label-wrap").first.click()
+        self.page.locator("#second input[type=file]").set_input_files(EXAMPLES / "generated-1.png")
+        expect(self.status).to_contain_text("The second photo is there")
+        self.page.locator("#mixing input[type=range]").first.fill("0.5")
+        expect(self.status).to_contain_text("morph")
+        self.settle()
+        self.keep("mixed")
+        self.page.locator("#mixing .label-wrap").first.click()
+        self.reset()
+
+    def find(self) -> None:
+        """The components of the model, and where sliders are described in words."""
+        self.page.locator("#exploring .label-wrap").first.click()
+        expect(self.page.locator("#rows img")).to_have_count(12)
+        self.page.set_viewport_size({"width": 1440, "height": 2600})
+        self.keep("found", part=self.page.locator("#exploring"))
+        self.page.set_viewport_size({"width": 1440, "height": 900})
+        self.page.locator("#exploring .label-wrap").first.click()
 
     def several(self) -> None:
         """Two faces in one photo, each with its own edits."""

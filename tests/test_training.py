@@ -264,7 +264,8 @@ def test_a_learning_decoder_moves_and_its_average_is_kept(blobs: Path, small_run
     assert sorted(path.name for path in tmp_path.glob("samples_*")) == ["samples_0000008.png", "samples_0000016.png"]
     model = load_model(folder, device="cpu", precision="float32")
     with torch.no_grad():
-        w = model.invert(torch.stack([*Pictures(blobs, 32, mirror=True)]))
+        pictures = Pictures(blobs, 32, mirror=True)
+        w = model.invert(torch.stack([pictures[i] for i in range(len(pictures))]))
         assert w.shape[1:] == (8, 16)
         z = torch.randn(200, 16)
         settled = energy_distance(model.map(z), w[:, 0])
