@@ -84,8 +84,9 @@ def test_a_tuned_generator_is_its_sessions_alone(editor: Editor, session: Sessio
     # Random faces are rendered much as the model renders them: locality.
     w = editor.model.map(torch.randn(4, editor.model.latent_dim, generator=torch.Generator().manual_seed(5)))
     codes = w[:, None].expand(-1, editor.model.num_layers, -1)
-    changed = tuned.session.generator(codes) - editor.model.synthesize(codes)
-    assert changed.square().mean() < 0.01
+    faces = editor.model.synthesize(codes)
+    changed = tuned.session.generator(codes) - faces
+    assert changed.square().mean() < 0.1 * faces.var(0).mean()  # of how much they differ from each other
 
     travelled = pickle.loads(pickle.dumps(tuned.session))  # as to and from ZeroGPU's worker
     assert editor.render(travelled, {}).tobytes() == closer.tobytes()
