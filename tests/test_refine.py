@@ -86,7 +86,7 @@ def test_a_tuned_generator_is_its_sessions_alone(editor: Editor, session: Sessio
     codes = w[:, None].expand(-1, editor.model.num_layers, -1)
     faces = editor.model.synthesize(codes)
     changed = tuned.session.generator(codes) - faces
-    assert changed.square().mean() < 0.1 * faces.var(0).mean()  # of how much they differ from each other
+    assert changed.square().mean() < 0.15 * faces.var(0).mean()  # of how much they differ from each other
 
     travelled = pickle.loads(pickle.dumps(tuned.session))  # as to and from ZeroGPU's worker
     assert editor.render(travelled, {}).tobytes() == closer.tobytes()
