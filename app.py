@@ -1,14 +1,16 @@
 """The page: a photo goes in, sliders move, the edited photo comes out. `page/` is how it looks and what it does."""
 
 import argparse
+import contextlib
 import importlib.util
 import logging
 import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # PyTorch's threads would wait for each other at full speed, on cores that the browser beside them needs.
@@ -60,9 +62,26 @@ def first_editor(name: str) -> tuple[Studio, str, str]:
     return Studio(name, Editor(model), on_gpu, live=not zero_gpu), name, notice or ""
 
 
+@contextlib.contextmanager
+def temporary_files() -> Iterator[None]:
+    """A folder for uploads and downloads that goes with this process, even while pages are open that hold Gradio up."""
+    parent = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="edit-a-face-", dir=parent, ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        yield
+        os.environ["GRADIO_TEMP_DIR"] = parent
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Serve the page until interrupted. Returns the exit code."""
     chosen = options(arguments)
+    with temporary_files():
+        return serve(chosen)
+
+
+def serve(chosen: argparse.Namespace) -> int:
+    """As `main`, with the options."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -80,7 +80,7 @@ class Person(Visitor):
 
     def download(self) -> None:
         kind = self.chance.choice(["save-face", "save-photo", "save-grid", "save-settings"])
-        found = re.search(r'"path": "([^"]+)"', json.dumps(self.call(kind)["output"]["data"]))
+        found = re.search(r'"path": "([^"]+)"', json.dumps(self.press(kind)["output"]["data"]))
         if found:  # there is none before the first photo
             self.http.get(f"gradio_api/file={found[1]}").raise_for_status()
 

@@ -58,10 +58,10 @@ class Visitor:
         heartbeat = self.http.build_request("GET", f"gradio_api/heartbeat/{session}")
         self.heartbeat = self.http.send(heartbeat, stream=True)
         part = self.call("bank")["output"]["render_config"]
-        levels = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "levels")
-        self.events["rest"] = next(event(each, levels) for each in part["dependencies"] if each["backend_fn"])
+        self.events |= events({**config, "dependencies": part["dependencies"]})
         names = [each["props"].get("elem_id") or "" for each in part["components"]]
         self.sliders = [name.removeprefix("direction-") for name in names if name.startswith("direction-")]
+        self.hand = [1.0, *[0.0] * len(self.sliders)]  # where fidelity and the sliders stand
         picker = next(each for each in config["components"] if each["props"].get("elem_id") == "model")
         self.bank = {"model": picker["props"]["value"], "own": {}}
 
@@ -83,6 +83,8 @@ class Visitor:
                         raise RuntimeError(f"{name}: {message['output']}")
                     if levels is not None and isinstance(message["output"]["data"][levels], str):
                         self.levels = message["output"]["data"][levels]
+                        told = json.loads(self.levels)
+                        self.hand = [told["fidelity"], *(told["strengths"].get(name, 0) for name in self.sliders)]
                     return message
         raise RuntimeError(f"{name}: the answer broke off")
 
@@ -102,7 +104,13 @@ class Visitor:
 
     def rest(self, values: list[float], fidelity: float = 1.0) -> None:
         """Let go of the sliders and wait for the picture that stays."""
-        self.call("rest", self.levels, None, fidelity, *values)
+        self.hand = [fidelity, *values]
+        self.call("settle", self.levels, None, *self.hand)
+
+    def press(self, button: str) -> dict[str, Any]:
+        """A button that acts on what the page shows."""
+        self.call(button, self.levels, None, *self.hand)
+        return self.call(f"{button}, then")
 
     def close(self) -> None:
         self.heartbeat.close()
@@ -129,4 +137,8 @@ def events(config: Mapping[str, Any]) -> dict[str, Event]:
                 found[name] = event(each, levels)
             elif kind == "load" and len(each["targets"]) > 1:  # the sliders, made for each visitor
                 found["bank"] = event(each, levels)
+    after = {each["trigger_after"]: each for each in config["dependencies"] if each["backend_fn"]}
+    for name, (number, *_) in list(found.items()):
+        if number in after:
+            found[f"{name}, then"] = event(after[number], levels)
     return found

@@ -13,7 +13,7 @@ from PIL import Image
 from editing.animation import FRAMES, RATE, save_film
 from editing.export import save_png
 from page.incoming import RAW, WORK, check_open
-from page.layout import Layout
+from page.layout import Layout, Stands
 from page.parts import status_line
 from page.sheets import MORPH, film, grid
 from page.studio import Visit, milliseconds
@@ -22,7 +22,8 @@ from page.studio import Visit, milliseconds
 class Downloads(Layout):
     """The accordion "Film of a slider", and the handlers of all download buttons."""
 
-    def _wire_downloads(self) -> None:
+    def _wire_downloads(self, stands: Stands) -> None:
+        """`stands`: see `Page._lay_out_bank`. What is saved is what the page shows, even at once after a movement."""
         for button, save in (
             (self.save_face, self.download_face),
             (self.save_photo, self.download_photo),
@@ -30,11 +31,11 @@ class Downloads(Layout):
             (self.save_settings, self.download_settings),
         ):
             outputs = [self.visit, self.file, self.status]
-            button.click(
+            stands(button).then(
                 self._in_sentences(save), [self.visit], outputs, show_progress_on=[self.status], **WORK
             ).success(fn=None, js="() => window.downloadReady()")
 
-        self.animate.click(
+        stands(self.animate).then(
             self._in_sentences(self.download_film),
             [self.visit, self.path, self.film_kind, self.film_whole],
             [self.file, self.status],
@@ -47,10 +48,14 @@ class Downloads(Layout):
     def _lay_out_films(self) -> None:
         with gr.Accordion("Film of a slider", open=False, elem_id="film", elem_classes="card"):
             paths = self._paths(Visit(self.start))
-            self.path = gr.Dropdown(paths, value=paths[0][1], label="What moves", filterable=False, elem_id="path")
+            self.path = gr.Dropdown(
+                paths, value=paths[0][1], label="What moves", filterable=False, interactive=True, elem_id="path"
+            )
             with gr.Row(elem_classes="pair"):
-                self.film_kind = gr.Radio(["MP4", "GIF"], value="MP4", label="As", elem_id="film-kind")
-                self.film_whole = gr.Checkbox(label="In the photo", elem_id="film-whole")
+                self.film_kind = gr.Radio(
+                    ["MP4", "GIF"], value="MP4", label="As", interactive=True, elem_id="film-kind"
+                )
+                self.film_whole = gr.Checkbox(label="In the photo", interactive=True, elem_id="film-whole")
             self.animate = gr.Button("Make the film", size="sm", elem_id="animate")
 
     def _paths(self, visit: Visit) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from page.incoming import QUIETLY, chosen, uploaded_file
-from page.layout import Layout
+from page.layout import Layout, Stands
 from page.parts import status_line
 from page.presets import Edits, built_in, edits_within, keep, own, read_settings
 from page.studio import Visit
@@ -19,11 +19,15 @@ class Keeping(Layout):
         """`edited`: what the edits change on the page."""
         handle = self._in_sentences
         self.presets.click(handle(self.apply_preset), [self.presets, self.kept, self.visit], edited, **QUIETLY)
-        for button, change in ((self.keep, self.keep_preset), (self.drop, self.drop_preset)):
-            inputs = [self.preset_name, self.kept, self.visit]
-            button.click(handle(change), inputs, [self.kept, self.presets, self.preset_name, self.status], **QUIETLY)
         self.blocks.load(handle(self.list_presets), [self.kept, self.visit], [self.presets, self.status], **QUIETLY)
         self.load_settings.upload(handle(self.apply_settings), [self.load_settings, self.visit], edited, **QUIETLY)
+
+    def _wire_presets(self, stands: Stands) -> None:
+        """`stands`: see `Page._lay_out_bank`."""
+        inputs = [self.preset_name, self.kept, self.visit]
+        outputs = [self.kept, self.presets, self.preset_name, self.status]
+        stands(self.keep).then(self._in_sentences(self.keep_preset), inputs, outputs, **QUIETLY)
+        stands(self.drop).then(self._in_sentences(self.drop_preset), inputs, outputs, **QUIETLY)
 
     def _presets(self, model: str, kept: Any) -> dict[str, Edits]:
         directions = self.studio.editor(model).directions

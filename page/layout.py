@@ -1,16 +1,20 @@
 """What stands where on the page, without what it does."""
 
 import html
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from alignment import FEATHER
 from page.parts import BROWSE, FOOTER, HEADER, REGION_NAMES, WELCOME, picture_field, status_line
 from page.presets import LEAST_FEATHER, LONGEST_NAME, built_in
 from page.studio import Studio, Visit, label
 
+# From a button to the event that its click is, see `Page._lay_out_bank`.
+Stands = Callable[[gr.Button], Dependency]
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -22,7 +26,7 @@ class Layout:
         self.start = model
         self.example_files = sorted(path for path in EXAMPLES.glob("*") if path.suffix in (".png", ".jpg", ".webp"))
         with gr.Blocks(
-            title="Edit a face", analytics_enabled=False, fill_width=True, delete_cache=(600, 1800)
+            title="Edit a face", analytics_enabled=False, fill_width=True, delete_cache=(60, 900)
         ) as self.blocks:
             self.visit = gr.State(Visit(model))
             self.bank = gr.State(self._bank(Visit(model)))  # which sliders are on the page
@@ -164,7 +168,11 @@ class Layout:
                 elem_id="presets",
             )
             self.preset_name = gr.Textbox(
-                label="Name for these edits", max_length=LONGEST_NAME, lines=1, elem_id="preset-name"
+                label="Name for these edits",
+                max_length=LONGEST_NAME,
+                lines=1,
+                interactive=True,
+                elem_id="preset-name",
             )
             with gr.Row(elem_classes="pair"):
                 self.keep = gr.Button("Keep as preset", size="sm", elem_id="keep-preset")

@@ -4,6 +4,7 @@ import contextlib
 import html
 import io
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 from PIL import Image
 
 from editing import Session
@@ -40,6 +42,7 @@ from page.presets import Edits
 from page.refining import Refining
 from page.studio import SMALL, Visit, label, milliseconds
 
+FETCHING = 10  # seconds
 VIEWS = ("face", "compare", "photo")  # the tabs, in order
 
 
@@ -98,15 +101,16 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
             outputs=self.frame_parts,
             js=f"(levels, ...values) => window.follow({json.dumps(bank)}, {paths}, levels, values)",
         )
-        self.settle.click(
-            self._in_sentences(rest),
-            [self.levels, self.visit, *places.values()],
-            [self.visit, *self.pictures, self.status, self.undo, self.redo, self.strip, self.levels],
-            trigger_mode="always_last",
-            show_progress="hidden",
-            **RENDERING,
-            **RAW,
-        )
+        at_rest = self._in_sentences(rest), [self.levels, self.visit, *places.values()]
+        shown = [self.visit, *self.pictures, self.status, self.undo, self.redo, self.strip, self.levels]
+
+        def stands(button: gr.Button, **options: Any) -> Dependency:
+            """A click on `button`, once the visit has the sliders as the page shows them."""
+            return button.click(*at_rest, shown, show_progress="hidden", **options, **RENDERING, **RAW)
+
+        stands(self.settle, trigger_mode="always_last")
+        self._wire_downloads(stands)
+        self._wire_presets(stands)
         js = f"window.levelsFor({paths})"
         self.levels.change(fn=None, inputs=self.levels, outputs=[*places.values()], js=js)
 
@@ -153,7 +157,6 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         self._wire_mixing(edited)
         self._wire_exploring(edited)
         self._wire_keeping(edited)
-        self._wire_downloads()
         # Loading can take minutes and has a queue of its own, so that nobody else's sliders wait for it.
         self.picker.input(
             handle(self.load_model),
@@ -183,9 +186,12 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         return in_sentences(handler, answer, self.studio.free_memory)
 
     def _drop_upload(self, source: Any) -> None:
-        """Delete what was uploaded: it is in memory now, nobody needs it on disk."""
+        """Delete what was uploaded: it is in memory now, and the browser soon has had the time to fetch it."""
         if str(source) in self.blocks.upload_file_set:
-            Path(source).unlink(missing_ok=True)
+            self.blocks.upload_file_set.discard(str(source))
+            deletion = threading.Timer(FETCHING, delete_unless_newer, [Path(source), time.time()])
+            deletion.daemon = True  # the whole folder goes with the process
+            deletion.start()
 
     # Photos and faces
 
@@ -393,3 +399,10 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         self.stop_refining(request)
         self.stop_search(request)
         self.blocks.state_holder.delete_state(request.session_hash)
+
+
+def delete_unless_newer(path: Path, since: float) -> None:
+    """Delete a file that was not uploaded again, under the same name, after `since`, a time.time()."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_ctime <= since:
+            path.unlink()

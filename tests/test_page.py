@@ -74,7 +74,7 @@ def address(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         port = free.getsockname()[1]
     temporary = tmp_path_factory.mktemp("gradio")
     command = [sys.executable, "-c", START, "--model", str(model_folder), "--port", str(port)]
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(temporary), "E4E_REFINE_SECONDS": "30"}
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(temporary), "E4E_REFINE_SECONDS": "10"}
     log = temporary.parent / "page.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
