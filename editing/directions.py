@@ -76,6 +76,11 @@ class Direction:
         object.__setattr__(self, "vectors", vectors)
 
     @property
+    def farther(self) -> float:
+        """That end of the range which is farther from 0; the high one of two alike."""
+        return self.low if -self.low > self.high else self.high
+
+    @property
     def layers(self) -> list[int]:
         """The layers it changes, ascending."""
         return self.vectors.any(1).nonzero().flatten().tolist()

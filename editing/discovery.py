@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -49,13 +50,14 @@ SLIDERS = {  # name: (label, group); the names are columns of the table of label
 JUDGED = ("age", "gender")  # read off dlib's embedding by a model fitted on the labels; the others are measured
 JUDGED_ON = 600  # photos whose embeddings are fitted to the labels
 RIDGE = 0.1
-STEPS = 13  # strengths tried in calibration, from -TRIED to TRIED
-TRIED = 1.5  # in lengths of the codes' own spread, whatever length the fit gave the direction
+# Strengths tried in calibration, in lengths of the codes' own spread, whatever length the fit gave the direction. Each
+# is the double of the one two places before it.
+TRIED = 1.5 * 2.0 ** (np.arange(-6, 1) / 2)
 LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
-LEAST = 0.3  # a direction that moves its attribute by less at both ends is not worth a slider
+LEAST = 0.3  # a side on which the attribute moves by less is left out of the slider
 FOUND = 0.95  # share of edited faces that dlib must still find at a slider's ends
-STEADY = 0.9  # share of faces on which either side of a slider has to be monotone, which to measure needs a tolerance:
-TOLERANCE = 0.1  # standard deviations by which an attribute may fall from one strength to the next
+STEADY = 0.92  # share of the tuning faces on which a slider is monotone, so that it is on 0.9 of others, too:
+TOLERANCE = 0.1  # standard deviations by which an attribute may fall from one of five strengths to the next
 KEPT_EFFECT = 0.7  # share of its effect that a direction may not lose when layers are left out
 
 
@@ -236,33 +238,45 @@ class Trial:
     def calibrate(self, direction: Direction, name: str, codes: Tensor) -> Direction | None:
         """The direction scaled so that strength 1 moves its attribute by one standard deviation, with a range.
 
-        The range is the largest one, up to LIMIT either way, over which the mean attribute keeps rising, dlib keeps
-        finding the faces, and the attribute falls on few of them. A direction that turns out to lower its attribute
-        is reversed; None for one that hardly moves it.
+        The range is the widest one, up to LIMIT either way, over which the mean attribute keeps rising, dlib keeps
+        finding the faces, and the attribute falls on few of them; one side of it may be empty. A direction that turns
+        out to lower its attribute is reversed; None for one that hardly moves it either way.
         Args: codes float32 [n, L, D] of held-out faces.
         """
-        strengths = np.linspace(-TRIED, TRIED, STEPS)
-        values = self.curves(codes, direction.vectors, strengths.tolist(), [name])[name]  # [STEPS, n]
-        found, middle = np.isfinite(values).mean(1), STEPS // 2
+        strengths = np.concatenate([-TRIED[::-1], [0.0], TRIED])
+        values = self.curves(codes, direction.vectors, strengths.tolist(), [name])[name]  # [strengths, n]
+        found, count, middle = np.isfinite(values).mean(1), len(strengths), len(TRIED)
         safe = found >= FOUND
-        mean = np.full(STEPS, np.nan)
+        mean = np.full(count, np.nan)
         mean[safe] = np.nanmean(values[safe] - values[middle], 1)
         sign = np.sign(np.nansum(mean * strengths)) or 1.0
-        ends = [middle, middle]
-        for i, side in enumerate((-1, 1)):
+        farthest = []
+        for side in (-1, 1):
             here, there = middle, middle + side
-            while 0 <= there < STEPS and side * sign * (mean[there] - mean[here]) > 0 and abs(mean[here]) < LIMIT:
+            while 0 <= there < count and side * sign * (mean[there] - mean[here]) > 0 and abs(mean[here]) < LIMIT:
                 here, there = there, there + side
-            while here != middle and steady(side * sign * values[[middle, (middle + here) // 2, here]]) < STEADY:
-                here -= side
-            ends[i] = here
-        reach = np.abs(mean[ends])  # in standard deviations
-        if reach.max() < LEAST:
+            farthest.append(here)
+
+        def reach(pair: tuple[int, int]) -> np.ndarray:
+            """How far the two sides go, in standard deviations; 0 for one that is not worth it."""
+            far = np.abs(mean[[*pair]])
+            return np.where(far >= LEAST, far, 0.0)
+
+        def is_steady(pair: tuple[int, int]) -> bool:
+            low, high = pair
+            halves = min(low + 2, middle), max(middle, high - 2)
+            return steady(sign * values[[low, halves[0], middle, halves[1], high]]) >= STEADY
+
+        pairs = filter(is_steady, product(range(farthest[0], middle + 1), range(middle, farthest[1] + 1)))
+        # Two sides are worth more than a wide one.
+        widest = max(pairs, key=lambda pair: np.sqrt(reach(pair)).sum(), default=(middle, middle))
+        if not reach(widest).any():
             return None
-        slope = sign * reach.sum() / (strengths[ends[1]] - strengths[ends[0]])  # standard deviations per length
+        ends = [end if far else middle for end, far in zip(widest, reach(widest), strict=True)]
+        slope = sign * reach(widest).sum() / (strengths[ends[1]] - strengths[ends[0]])  # standard deviations per length
         low, high = (abs(strengths[end] * slope) for end in (ends if sign > 0 else ends[::-1]))
-        low, high = (max(0.25, math.floor(4 * min(end, LIMIT)) / 4) for end in (low, high))
-        return replace(direction, vectors=direction.vectors / float(slope), low=-low, high=high)
+        low, high = (math.floor(10 * min(float(end), LIMIT)) / 10 for end in (low, high))
+        return replace(direction, vectors=direction.vectors / float(slope), low=0.0 - low, high=high)
 
     def figures(self, direction: Direction, name: str, codes: Tensor) -> dict[str, float | dict[str, float]]:
         """Measured on faces [n, L, D] at five strengths from one end of the slider to the other.
@@ -272,9 +286,11 @@ class Trial:
             `found`: share of edited faces dlib finds; `side_effects`: mean absolute change of the other attributes
             at the ends, in standard deviations.
         """
-        strengths = [direction.low, direction.low / 2, 0.0, direction.high / 2, direction.high]
+        strengths = sorted({direction.low, direction.low / 2, 0.0, direction.high / 2, direction.high})
+        ends = [at for at in (0, -1) if strengths[at]]  # a side may be empty
         curves = self.curves(codes, direction.vectors, strengths, [*self.spread])
-        changes = {attribute: np.nanmean(values - values[2], 1) for attribute, values in curves.items()}  # [5] each
+        middle = strengths.index(0.0)
+        changes = {attribute: np.nanmean(values - values[middle], 1) for attribute, values in curves.items()}
         values, change = curves[name], changes.pop(name)
         return {
             "low": round(float(change[0]), 2),
@@ -282,9 +298,7 @@ class Trial:
             "mean_rises": bool((np.diff(change) > 0).all()),
             "monotone": round(steady(values), 3),
             "found": round(float(np.isfinite(values).mean()), 3),
-            "side_effects": {
-                other: round(float(np.mean(np.abs(moved[[0, 4]]))), 2) for other, moved in changes.items()
-            },
+            "side_effects": {other: round(float(np.mean(np.abs(moved[ends]))), 2) for other, moved in changes.items()},
         }
 
 

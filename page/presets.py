@@ -17,8 +17,8 @@ from errors import PhotoError
 if TYPE_CHECKING:
     from editing import Direction
 
-# Parts of the way from 0 to a slider's end, negative towards the lower one. A preset is offered if the model has
-# the first slider it names.
+# Parts of the way from 0 to a slider's end, negative towards the lower one. A preset is offered if the first
+# slider it names is there and goes that way.
 BUILT_IN = {
     "Younger": {"age": -0.75},
     "Older": {"age": 0.75},
@@ -104,10 +104,11 @@ def built_in(directions: "Mapping[str, Direction]") -> dict[str, Edits]:
     """The presets that suit a model's sliders, by name."""
     found = {}
     for name, parts in BUILT_IN.items():
-        if next(iter(parts)) in directions:
-            known = {key: part for key, part in parts.items() if key in directions}
-            ends = {key: directions[key].high if part > 0 else -directions[key].low for key, part in known.items()}
-            found[name] = Edits({key: round(part * ends[key], 2) for key, part in known.items()})
+        known = {key: part for key, part in parts.items() if key in directions}
+        ends = {key: directions[key].high if part > 0 else -directions[key].low for key, part in known.items()}
+        strengths = {key: round(part * ends[key], 2) for key, part in known.items() if ends[key]}
+        if next(iter(parts)) in strengths:
+            found[name] = Edits(strengths)
     return found
 
 

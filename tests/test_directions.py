@@ -303,21 +303,22 @@ def test_a_learned_slider_leaves_out_what_does_other_things_and_counts_in_standa
 
 
 class Bender(Painter):
-    """Faces whose brightness is their first number; one in five darkens again where that goes beyond a half."""
+    """Faces whose brightness is their first number; one in five darkens again where that goes beyond their second."""
 
     def synthesize(self, codes: torch.Tensor) -> torch.Tensor:
-        value, bends = codes[:, 0, 0], codes[:, 1, 0] > 0
-        value = torch.where(bends, 0.5 - (value - 0.5).abs(), value) / 2
+        value, turn = codes[:, 0, 0], codes[:, 1, 0]
+        value = (turn - (value - turn).abs()) / 2
         return value.view(-1, 1, 1, 1).repeat(1, 3, 8, 8)
 
 
-def test_a_learned_slider_ends_where_it_would_turn_back_on_more_than_a_few_faces():
+@pytest.mark.parametrize("turn, end", [(0.5, 0.5), (0.05, 0.0)])
+def test_a_learned_slider_ends_where_it_would_turn_back_on_more_than_a_few_faces(turn, end):
     vectors = torch.tensor([[1.0], [0.0]])
-    codes = torch.tensor([[[0.0], [1.0]]] * 4 + [[[0.0], [0.0]]] * 16)  # the mean rises all the way
+    codes = torch.tensor([[[0.0], [turn]]] * 4 + [[[0.0], [9.0]]] * 16)  # the mean rises all the way
     with ThreadPoolExecutor(1) as pool:
         trial = Trial(Bender(), LightMeter(), {"bright": 12.0}, pool)
         learned = trial.calibrate(Direction("Brightness", "Light", -1, 1, vectors), "bright", codes)
         measured = trial.figures(learned, "bright", codes)
-    assert learned.high * learned.vectors[0, 0] == pytest.approx(0.5, abs=0.13)
+    assert learned.high * learned.vectors[0, 0] == pytest.approx(end, abs=0.13)
     assert learned.low * learned.vectors[0, 0] < -0.5
-    assert measured["monotone"] == 1
+    assert measured["monotone"] == 1 and measured["mean_rises"]

@@ -104,16 +104,16 @@ def measure_reconstruction(
 
 
 def measure_consistency(model: E4E, codes: Tensor, directions: DirectionSet) -> tuple[Table, Tensor]:
-    """LEC at the high end of every direction, and of no edit at all; the steps of the first direction."""
+    """LEC at the farther end of every direction, and of no edit at all; the steps of the first direction."""
     rows, steps = [], None
-    changes = {"(none)": torch.zeros(codes.shape[1:])} | {n: d.high * d.vectors for n, d in directions.items()}
+    changes = {"(none)": torch.zeros(codes.shape[1:])} | {n: d.farther * d.vectors for n, d in directions.items()}
     for name, vectors in tqdm(changes.items(), desc="consistency"):
         measured = edits.consistency(model, codes, vectors)
         steps = measured.steps if len(rows) < 2 else steps
         rows.append(
             {
                 "direction": name,
-                "strength": directions[name].high if name in directions else 0.0,
+                "strength": directions[name].farther if name in directions else 0.0,
                 "LEC": edits.lec(measured.codes),
                 "LEC, share of the codes' variance": edits.lec(measured.relative),
                 "pictures, L2": edits.lec(measured.pictures),
