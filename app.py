@@ -66,59 +66,71 @@ def first_editor(name: str) -> tuple[Studio, str, str]:
 def temporary_files() -> Iterator[None]:
     """A folder for uploads and downloads that goes with this process, even while pages are open that hold Gradio up."""
     parent = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
-    Path(parent).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="edit-a-face-", dir=parent, ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        yield
-        os.environ["GRADIO_TEMP_DIR"] = parent
+    try:
+        Path(parent).mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="edit-a-face-", dir=parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise SettingError(
+            f"No files can be kept in {parent} ({error}); name another folder as GRADIO_TEMP_DIR."
+        ) from None
+    with folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder.name
+        try:
+            yield
+        finally:
+            os.environ["GRADIO_TEMP_DIR"] = parent
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve the page until interrupted. Returns the exit code."""
     chosen = options(arguments)
-    with temporary_files():
-        return serve(chosen)
-
-
-def serve(chosen: argparse.Namespace) -> int:
-    """As `main`, with the options."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    for end in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # a service manager's, a closed terminal's
+        if signal.getsignal(end) == signal.SIG_DFL:  # not with nohup
+            signal.signal(end, signal.default_int_handler)  # in good order, too
     try:
-        limits = {name: limit(name) for name in LIMITS}  # a wrong one is told now, not when a visitor reaches it
-        if chosen.mcp and importlib.util.find_spec("mcp") is None:
-            raise SettingError("--mcp needs one more package; install it with: pip install 'gradio[mcp]'")
-        if chosen.port:  # a port in use is told at once, not after the model has been loaded
-            socket.create_server((chosen.host or "127.0.0.1", chosen.port)).close()
-        page = Page(*first_editor(chosen.model or default_model_name()))
-        page.blocks.queue(max_size=limits["E4E_MAX_QUEUE"]).launch(
-            server_name=chosen.host,
-            server_port=chosen.port,
-            theme=gr.themes.Base(neutral_hue="stone", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"]),
-            css=(LOOK / "page.css").read_text(encoding="utf-8"),
-            head=f"<script>{(LOOK / 'page.js').read_text(encoding='utf-8')}</script>",
-            footer_links=[],
-            run_history=False,
-            mcp_server=chosen.mcp,
-            state_session_capacity=10 * limits["E4E_MAX_PHOTOS"],  # Gradio's part of a visit, and of a program's
-            max_file_size=f"{limits['E4E_MAX_UPLOAD_MB']}mb",
-            ssr_mode=False,
-            app_kwargs={"routes": page.routes},
-            quiet=True,
-            prevent_thread_lock=True,
-        )
+        with temporary_files():
+            serve(chosen)
+    except KeyboardInterrupt:  # before the page was there
+        return 130
     except E4EError as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"app.py: the page cannot listen there ({error}); choose another --host or --port.", file=sys.stderr)
         return 2
+    return 0
+
+
+def serve(chosen: argparse.Namespace) -> None:
+    """Serve the page until interrupted. Raises E4EError, and OSError for an address that cannot be used."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    limits = {name: limit(name) for name in LIMITS}  # a wrong one is told now, not when a visitor reaches it
+    if chosen.mcp and importlib.util.find_spec("mcp") is None:
+        raise SettingError("--mcp needs one more package; install it with: pip install 'gradio[mcp]'")
+    if chosen.port:  # a port in use is told at once, not after the model has been loaded
+        socket.create_server((chosen.host or "127.0.0.1", chosen.port)).close()
+    page = Page(*first_editor(chosen.model or default_model_name()))
+    page.blocks.queue(max_size=limits["E4E_MAX_QUEUE"]).launch(
+        server_name=chosen.host,
+        server_port=chosen.port,
+        theme=gr.themes.Base(neutral_hue="stone", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"]),
+        css=(LOOK / "page.css").read_text(encoding="utf-8"),
+        head=f"<script>{(LOOK / 'page.js').read_text(encoding='utf-8')}</script>",
+        footer_links=[],
+        run_history=False,
+        mcp_server=chosen.mcp,
+        state_session_capacity=10 * limits["E4E_MAX_PHOTOS"],  # Gradio's part of a visit, and of a program's
+        max_file_size=f"{limits['E4E_MAX_UPLOAD_MB']}mb",
+        ssr_mode=False,
+        app_kwargs={"routes": page.routes},
+        quiet=True,
+        prevent_thread_lock=True,
+    )
     print(f"The page is at {page.blocks.local_url} (Ctrl+C ends it).", flush=True)
     threading.Thread(target=page.warm_up, daemon=True).start()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's end is one in good order, too
     page.blocks.block_thread()
-    return 0
 
 
 if __name__ == "__main__":

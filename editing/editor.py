@@ -11,6 +11,7 @@ from weakref import ref
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import alignment
 from alignment import CutOut
@@ -62,6 +63,7 @@ class Editor:
         self.model = model
         self.renderer = Renderer(model)
         self._tuned: dict[int, tuple[ref, Renderer]] = {}  # by id of the generator, the one seen last is last
+        self._unedited = WeakTensorKeyDictionary()  # by the session's codes: ((fidelity, generator), picture)
         self._lock = threading.Lock()
         self.notice = ""
         if directions is None:
@@ -179,12 +181,24 @@ class Editor:
             region, feather: see `alignment.paste_back`.
         Raises: PhotoError for impossible ones.
         """
-        unedited = self.render(session, {}, fidelity)
+        unedited = self._unedited_of(session, fidelity)
         return alignment.paste_back(session.photo, picture, session.crop, unedited, region, feather)
+
+    def _unedited_of(self, session: Session, fidelity: float) -> Image.Image:
+        """The session without edits, kept for its next picture."""
+        wanted = (fidelity, session.generator and ref(session.generator))
+        with self._lock:
+            kept = self._unedited.get(session.codes)  # copies of a session share them
+        if kept is None or kept[0] != wanted:
+            kept = (wanted, self.render(session, {}, fidelity))
+            with self._lock:
+                self._unedited[session.codes] = kept
+        return kept[1]
 
     def forget_all(self) -> None:
         """Drop what only makes the next pictures of its sessions faster."""
         with self._lock:
+            self._unedited.clear()
             tuned = [renderer for _, renderer in self._tuned.values()]
         for renderer in (self.renderer, *tuned):
             renderer.forget_all()

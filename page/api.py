@@ -93,7 +93,8 @@ def offer(studio: Studio, start: str) -> None:
         return _written(output, picture, studio.settings(visit)), report
 
     said = (_raise, studio.free_memory, FAILED, FULL)
-    queue = {"concurrency_id": "rendering", "concurrency_limit": 1, "show_progress": "hidden"}
+    # A queue of its own: a program may name a model that has to be loaded first.
+    queue = {"concurrency_id": "programs", "concurrency_limit": 1, "show_progress": "hidden"}
     with gr.Column(visible=False):
         model = gr.Textbox(label="model")
         table = gr.JSON(label="directions")

@@ -30,20 +30,19 @@ class Downloads(Layout):
             (self.save_grid, self.download_grid),
             (self.save_settings, self.download_settings),
         ):
-            outputs = [self.visit, self.file, self.status]
-            stands(button).then(
-                self._in_sentences(save), [self.visit], outputs, show_progress_on=[self.status], **WORK
-            ).success(fn=None, js="() => window.downloadReady()")
+            self._deliver(stands(button).then, save, [self.visit], [self.visit], **WORK)
 
-        stands(self.animate).then(
-            self._in_sentences(self.download_film),
-            [self.visit, self.path, self.film_kind, self.film_whole],
-            [self.file, self.status],
-            concurrency_id="films",  # a queue of its own, so that sliders go on while a film is made
-            concurrency_limit=1,
-            show_progress_on=[self.status],
-            **RAW,
-        ).success(fn=None, js="() => window.downloadReady()")
+    def _wire_films(self) -> None:
+        inputs = [self.visit, self.path, self.film_kind, self.film_whole]
+        # A queue of its own, so that sliders go on while a film is made.
+        queue = {"concurrency_id": "films", "concurrency_limit": 1, **RAW}
+        self._deliver(self.animate.click, self.download_film, inputs, [], **queue)
+
+    def _deliver(self, event: Callable, save: Callable[..., dict], inputs: list, outputs: list, **options: Any) -> None:
+        """`event`, such as `button.click`, makes a file, which the browser then stores."""
+        save = self._in_sentences(save, failed={self.file: None})
+        made = event(save, inputs, [*outputs, self.file, self.status], show_progress_on=[self.status], **options)
+        made.success(fn=None, js="() => window.downloadReady()")
 
     def _lay_out_films(self) -> None:
         with gr.Accordion("Film of a slider", open=False, elem_id="film", elem_classes="card"):

@@ -80,9 +80,7 @@ class Exploring(Layout):
         self.drop_own.click(handle(self.drop_component), [self.own_name, self.visit], changed, **QUIETLY)
         self._wire_describing(changed)
         self.load_own.upload(handle(self.load_sliders), [self.load_own, self.visit], changed, **QUIETLY)
-        self.save_own.click(
-            handle(self.save_sliders), [self.visit], [self.visit, self.file, self.status], **WORK
-        ).success(fn=None, js="() => window.downloadReady()")
+        self._deliver(self.save_own.click, self.save_sliders, [self.visit], [self.visit], **WORK)
 
     def _look(self, visit: Visit, method: Any, first: Any, last: Any, reach: Any) -> Look:
         """What the fields say, whatever was sent."""

@@ -13,8 +13,11 @@ from page.studio import is_out_of_memory
 
 FAILED = "Something went wrong here; try again, and reload the page if it happens again."
 FULL = "The memory of this machine does not suffice for that; try again, or take a smaller photo."
-DROPPED = "Others needed the room, so your photo is not kept any more; choose it again and your edits will act on it."
-GONE = "There is no photo here, or its page was disconnected; choose one first."
+DROPPED = (
+    "Your photo is not kept any more, because the page was disconnected or others needed the room; "
+    "choose it again and your edits will act on it."
+)
+GONE = "There is no photo here; choose one first."
 
 # Most handlers that compute share one queue, in the order of their events. What follows the hand (`page.frames`) and
 # what takes long have turns of their own.

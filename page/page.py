@@ -42,7 +42,8 @@ from page.presets import Edits
 from page.refining import Refining
 from page.studio import SMALL, Visit, label, milliseconds
 
-FETCHING = 10  # seconds
+FETCHING = 60  # seconds that an upload stays on disk after it was read
+LATE = 60  # seconds after which what was under way for a closed page has come to its end
 VIEWS = ("face", "compare", "photo")  # the tabs, in order
 
 
@@ -103,6 +104,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         )
         at_rest = self._in_sentences(rest), [self.levels, self.visit, *places.values()]
         shown = [self.visit, *self.pictures, self.status, self.undo, self.redo, self.strip, self.levels]
+        shown += [self.bank, self.path, self.picker]
 
         def stands(button: gr.Button, **options: Any) -> Dependency:
             """A click on `button`, once the visit has the sliders as the page shows them."""
@@ -154,6 +156,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         self.reset.click(handle(self.reset_all), [self.visit], edited, **steps)
 
         self._wire_frames()
+        self._wire_films()
         self._wire_mixing(edited)
         self._wire_exploring(edited)
         self._wire_keeping(edited)
@@ -176,19 +179,21 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         self.blocks.unload(self.forget)
         offer(self.studio, self.start)
 
-    def _in_sentences(self, handler: Callable[..., dict]) -> Callable[..., dict]:
-        """The handler with its errors as sentences in the status line and, so that nobody misses them, in a notice."""
+    def _in_sentences(self, handler: Callable[..., dict], failed: dict | None = None) -> Callable[..., dict]:
+        """The handler with its errors as sentences in the status line and, so that nobody misses them, in a notice.
+
+        failed: what an error changes besides, {component: value}.
+        """
 
         def answer(sentence: str) -> dict:
             gr.Warning(html.escape(sentence, quote=False), title="Not done")
-            return {self.status: status_line(sentence)}
+            return {self.status: status_line(sentence), **(failed or {})}
 
         return in_sentences(handler, answer, self.studio.free_memory)
 
     def _drop_upload(self, source: Any) -> None:
         """Delete what was uploaded: it is in memory now, and the browser soon has had the time to fetch it."""
         if str(source) in self.blocks.upload_file_set:
-            self.blocks.upload_file_set.discard(str(source))
             deletion = threading.Timer(FETCHING, delete_unless_newer, [Path(source), time.time()])
             deletion.daemon = True  # the whole folder goes with the process
             deletion.start()
@@ -267,7 +272,10 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
     def rest(self, bank: dict[str, Any], levels: Any, visit: Visit, sent: dict[str, Any]) -> dict:
         """The sliders of `bank`, last set by `levels`, have come to rest where `sent` says."""
         if not self._stands(visit, bank, levels):
-            return {self.levels: self._levels(visit)}
+            answer = {self.levels: self._levels(visit)}
+            if bank != self._bank(visit):  # a page that was away for hours has sliders that are gone
+                answer |= {**self._banked(visit), self.picker: visit.model}
+            return answer
         visit = self.studio.move(visit, sent, rest=True)
         if visit.session is None:
             return self._without_photo(visit)
@@ -395,10 +403,22 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
             state[self.visit._id] = state[self.visit._id].without_photo()
 
     def forget(self, request: gr.Request) -> None:
-        """The page was closed: its photo goes at once, not after Gradio's hour, and nothing is computed any more."""
+        """The page was closed or cut off: its photo goes at once, not after Gradio's hour, and nothing is computed any
+        more. What is left is there for a page that comes back.
+        """
         self.stop_refining(request)
         self.stop_search(request)
-        self.blocks.state_holder.delete_state(request.session_hash)
+        self._drop_photo(request.session_hash)
+        once_more = threading.Timer(LATE, self._drop_photo, [request.session_hash])
+        once_more.daemon = True
+        once_more.start()
+
+    def _drop_photo(self, session: str) -> None:
+        states = self.blocks.state_holder.session_data
+        if session in states and self.visit._id in states[session]:
+            state = states[session]
+            state[self.visit._id] = state[self.visit._id].without_photo()
+            state[self.found._id] = None
 
 
 def delete_unless_newer(path: Path, since: float) -> None:

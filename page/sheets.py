@@ -21,21 +21,25 @@ def grid(studio: Studio, visit: Visit) -> Image.Image:
     side = min(PREVIEW, model.resolution)
     font = ImageFont.load_default(18)
     wide = max(round(font.getlength(direction.label)) for direction in directions.values()) + 32
-    rows = []
-    for name, direction in directions.items():
-        ends = [{**visit.edits.strengths, name: value} for value in (direction.low, 0, direction.high)]
-        pictures = [studio.draw(visit, replace(visit.edits, strengths=strengths), side) for strengths in ends]
-        size = [PREVIEW * n // max(pictures[0].size) for n in pictures[0].size]
-        rows.append((direction, [picture.resize(size) for picture in pictures]))
-    height = max(picture.height for _, pictures in rows for picture in pictures)
-    sheet = Image.new("RGB", (wide + 3 * PREVIEW, 40 + height * len(rows)), "white")
+    steps = [
+        replace(visit.edits, strengths={**visit.edits.strengths, name: value})
+        for name, direction in directions.items()
+        for value in (direction.low, 0, direction.high)
+    ]
+    pictures = [
+        picture.resize([PREVIEW * n // max(picture.size) for n in picture.size])
+        for picture in studio.draw_all(visit, steps, side)
+    ]
+    height = pictures[0].height
+    sheet = Image.new("RGB", (wide + 3 * PREVIEW, 40 + height * len(directions)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, sign in enumerate("−0+"):
         draw.text((wide + PREVIEW * (column + 0.5), 20), sign, "black", font, anchor="mm")
-    for row, (direction, pictures) in enumerate(rows):
+    for row, direction in enumerate(directions.values()):
         draw.text((16, 40 + height * (row + 0.5)), direction.label, "black", font, anchor="lm")
-        for column, picture in enumerate(pictures):
-            sheet.paste(picture, (wide + PREVIEW * column, 40 + height * row))
+    for place, picture in enumerate(pictures):
+        row, column = divmod(place, 3)
+        sheet.paste(picture, (wide + PREVIEW * column, 40 + height * row))
     return sheet
 
 
@@ -56,5 +60,4 @@ def film(studio: Studio, visit: Visit, path: Any, whole: bool, side: int) -> Ite
     else:
         raise PhotoError("There is nothing to animate; choose one of the sliders.")
     size = side if side < studio.editor(visit.model).model.resolution else None
-    pictures = ((edits, studio.draw(visit, edits, size)) for edits in steps)
-    return (studio.paste(replace(visit, edits=edits), each) if whole else each for edits, each in pictures)
+    return studio.draw_all(visit, steps, size, whole)

@@ -3,7 +3,7 @@
 import gc
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ THUMB = 128  # pixels of a thumbnail
 STEPS = 100  # edits that can be undone
 TUNED_BYTES = 2 * 2**30  # of all tuned generators together, each of which goes with its page
 LENT_SECONDS = 12  # a refinement may take on a GPU that is lent by the call
+LENT_PICTURES = 16  # of a film or grid in one such call
 SHOWN = 8  # of them as pictures
 SMALL = 96  # pixels of such a picture
 
@@ -143,11 +144,14 @@ class Studio:
             own: DirectionSet | None,
             session: Session,
             second: Session | None,
-            edits: Edits,
+            steps: Sequence[Edits],
             size: int | None,
-        ) -> Image.Image:
-            editor, strengths = ready(name, own, edits)
-            return editor.render(session, strengths, edits.fidelity, size, second, edits.mix)
+        ) -> list[Image.Image]:
+            pictures = []
+            for edits in steps:
+                editor, strengths = ready(name, own, edits)
+                pictures.append(editor.render(session, strengths, edits.fidelity, size, second, edits.mix))
+            return pictures
 
         def find(name: str, method: str, layers: tuple[int, int]) -> DirectionSet:
             return METHODS[method](self._editors[name].model, COMPONENTS, layers)
@@ -174,8 +178,14 @@ class Studio:
                 editor = editor.with_directions(directions.keeping([key for key in edits.keep if key in directions]))
             return editor, {key: value for key, value in edits.strengths.items() if key in editor.directions}
 
-        def lay(name: str, session: Session, picture: Image.Image, edits: Edits) -> Image.Image:
-            return self._editors[name].paste(session, picture, edits.fidelity, edits.region, edits.feather)
+        def lay(
+            name: str, session: Session, pictures: Sequence[Image.Image], steps: Sequence[Edits]
+        ) -> list[Image.Image]:
+            editor = self._editors[name]
+            return [
+                editor.paste(session, picture, edits.fidelity, edits.region, edits.feather)
+                for picture, edits in zip(pictures, steps, strict=True)
+            ]
 
         def refine(name: str, session: Session, tune: bool, seconds: float, *watch: Callable) -> Refinement:
             improve = tune_generator if tune else refine_codes
@@ -270,7 +280,8 @@ class Studio:
         backdrop = None
         for other, past in visit.others.values():
             picture = self.draw(visit, past.edits, session=other)
-            backdrop = self._lay(visit.model, replace(other, photo=backdrop or other.photo), picture, past.edits)
+            other = replace(other, photo=backdrop or other.photo)
+            backdrop = self._lay(visit.model, other, [picture], [past.edits])[0]
         return replace(visit, backdrop=backdrop)
 
     def directions(self, visit: Visit) -> DirectionSet:
@@ -284,7 +295,19 @@ class Studio:
         self.editor(visit.model)
         session = session or visit.session
         with self._drawing:
-            return self._draw(visit.model, visit.own.get(visit.model), session, visit.second, edits, size)
+            return self._draw(visit.model, visit.own.get(visit.model), session, visit.second, [edits], size)[0]
+
+    def draw_all(
+        self, visit: Visit, steps: Sequence[Edits], size: int | None, whole: bool = False
+    ) -> Iterator[Image.Image]:
+        """`draw` for each of the steps, with `whole` in the photo; several of them in one call where a GPU is lent."""
+        self.editor(visit.model)
+        at_once = 1 if self.live else LENT_PICTURES
+        for start in range(0, len(steps), at_once):
+            some = steps[start : start + at_once]
+            with self._drawing:
+                pictures = self._draw(visit.model, visit.own.get(visit.model), visit.session, visit.second, some, size)
+            yield from self._lay(visit.model, self._in_backdrop(visit), pictures, some) if whole else pictures
 
     def components(self, visit: Visit, look: Look) -> DirectionSet:
         """The model's components by one method, on these layers; strengths are standard deviations."""
@@ -368,8 +391,11 @@ class Studio:
     def paste(self, visit: Visit, picture: Image.Image) -> Image.Image:
         """The visit's photo with `picture` in it, and all its other edited faces, at full size."""
         self.editor(visit.model)
-        session = visit.session if visit.backdrop is None else replace(visit.session, photo=visit.backdrop)
-        return self._lay(visit.model, session, picture, visit.edits)
+        return self._lay(visit.model, self._in_backdrop(visit), [picture], [visit.edits])[0]
+
+    def _in_backdrop(self, visit: Visit) -> Session:
+        """The visit's session with the other faces' edits in its photo."""
+        return visit.session if visit.backdrop is None else replace(visit.session, photo=visit.backdrop)
 
     def free_memory(self) -> None:
         """Give back what only makes the next picture faster; not within an `except`, whose frames hold more."""
