@@ -19,9 +19,8 @@ from errors import ModelError, NoFaceError, PhotoError
 
 from .crop import FFHQ, align
 from .landmarks import find_faces
-from .photos import open_photo
+from .photos import SUFFIXES, open_photo
 
-SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 REPORT = "skipped.csv"
 BATCH = 64  # photos per process between two starts of the processes
 

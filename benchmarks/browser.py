@@ -1,11 +1,6 @@
 """From a moved slider to its picture, in a real browser with the real page. Needs playwright and Chromium."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks import visitor
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120_000  # ms
 
 # Moves a slider as a hand does and waits for pictures: the first new one, and the first one as wide as `full`.
@@ -53,30 +49,14 @@ def served(model: str) -> Iterator["Page"]:
     """The page with this model, open in a browser, without a photo."""
     from playwright.sync_api import sync_playwright
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as p:
-        command = [sys.executable, "app.py", "--model", model, "--port", str(port)]
-        environment = {**os.environ, "GRADIO_TEMP_DIR": temporary}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        server = subprocess.Popen(command, cwd=ROOT, env=environment, **quiet)
+    with visitor.page(model) as (address, _), sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
-        try:
-            page = browser.new_page(viewport={"width": 1440, "height": 900})
-            page.set_default_timeout(PATIENCE)
-            for _ in range(600):
-                try:
-                    page.goto(f"http://127.0.0.1:{port}/")
-                    break
-                except Exception:  # it is not listening yet
-                    time.sleep(0.2)
-            page.locator("#fidelity").wait_for()
-            yield page
-        finally:
-            browser.close()
-            server.terminate()
-            server.wait()
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.set_default_timeout(PATIENCE)
+        page.goto(address)
+        page.locator("#fidelity").wait_for()
+        yield page
+        browser.close()
 
 
 def upload(page: "Page", photo: Path) -> float:

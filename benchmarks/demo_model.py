@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import dlib
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,22 +19,17 @@ from tqdm import tqdm
 
 from e4e_core import load_model
 from e4e_core.images import to_picture, to_sheet
+from e4e_core.metrics.__main__ import Eye, detects
+from e4e_core.metrics.edits import identity_distances, look_at_all
 from e4e_core.models.e4e import E4E
 from e4e_core.training.data import Pictures
 from e4e_core.training.generator import sample
-from editing.attributes import embed, find_aligned_face, with_border
 from editing.directions import directions_for
-
-HOLDOUT = 500  # pictures at the end of the data that the encoder was not trained on
 
 
 def detection_rate(images: Tensor) -> float:
     """Share of pictures [n, 3, R, R] in which dlib finds a face, enlarged to 256 px with a border of 96 px."""
-    detector = dlib.get_frontal_face_detector()
-    found = [
-        len(detector(np.asarray(with_border(to_picture(image), 256)), 0)) > 0 for image in tqdm(images, "detecting")
-    ]
-    return float(np.mean(found))
+    return float(np.mean([detects(to_picture(image)) for image in tqdm(images, "detecting")]))
 
 
 def nearest(images: Tensor, pictures: Pictures) -> tuple[Tensor, Tensor]:
@@ -53,17 +47,6 @@ def nearest(images: Tensor, pictures: Pictures) -> tuple[Tensor, Tensor]:
         index = torch.where(closest < best, place + start, index)
         best = torch.minimum(best, closest)
     return torch.stack([pictures[int(i)] for i in index]), best
-
-
-def identity_distances(images: Tensor, others: Tensor) -> np.ndarray:
-    """dlib's distance of each pair; the same person is usually below 0.6. Pairs without a face are left out."""
-    distances = []
-    for pair in zip(images, others, strict=True):
-        found = [find_aligned_face(to_picture(image)) for image in pair]
-        if all(found):
-            a, b = (embed(*face) for face in found)
-            distances.append(np.linalg.norm(a - b))
-    return np.array(distances)
 
 
 def enlarge(images: Tensor, side: int) -> Tensor:
@@ -103,7 +86,7 @@ def report(model: E4E, pictures: Pictures, out: Path, samples: int, inversions: 
     directions = directions_for(model)
     if directions:
         to_sheet(slider_sheet(model, codes[:4], 96), 12).save(out / "sliders.png")
-    shuffled = torch.roll(targets, 1, 0)
+    people, inverted = (look_at_all(model, images, Eye()) for images in (targets, w_plus))
     return {
         "found at ψ = 0.7": detection_rate(steady),
         "found at ψ = 1": detection_rate(free),
@@ -111,8 +94,8 @@ def report(model: E4E, pictures: Pictures, out: Path, samples: int, inversions: 
         "nearest training picture, smallest distance": float(distance.min()),
         "inversion W, mean squared error": float(F.mse_loss(w, targets)),
         "inversion W^k, mean squared error": float(F.mse_loss(w_plus, targets)),
-        "identity distance of photo and inversion, median": float(np.median(identity_distances(targets, w_plus))),
-        "identity distance of two people, median": float(np.median(identity_distances(targets, shuffled))),
+        "identity distance of photo and inversion, median": float(np.nanmedian(identity_distances(people, inverted))),
+        "identity distance of two people, median": float(np.nanmedian(identity_distances(people[1:], people[:-1]))),
         "directions": {name: dict(direction.measured) for name, direction in directions.items()},
     }
 
@@ -122,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--data", type=Path, required=True, help="the pictures it was trained on")
     parser.add_argument("--out", type=Path, default=Path("results/demo_model"))
-    parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--inversions", type=int, default=100)
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ photo once, then asks for the picture of one slider movement after the other, as
 
 import argparse
 import json
+import random
 import re
 import threading
 import time
@@ -18,9 +19,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.visitor import PATIENCE, ROOT, Visitor, page
+from benchmarks.visitor import PATIENCE, Visitor, page, some_photo
 
-PHOTO = ROOT / "examples" / "astronaut.png"
 Answers = tuple[list[tuple[float, float]], list[str]]  # (begin, end) of every answer on one clock; the errors
 
 
@@ -37,7 +37,7 @@ def client(address: str, number: int, start: threading.Barrier, seconds: float) 
     try:
         config = httpx.get(f"{address}config", timeout=PATIENCE).json()
         visitor = Visitor(address, config, f"load{start.parties}x{number}")
-        visitor.open(PHOTO.read_bytes())
+        visitor.open(some_photo(random.Random(number)))
     except Exception as error:
         start.abort()  # otherwise the others would wait for this one for ever
         return taken, [repr(error)]
@@ -48,8 +48,8 @@ def client(address: str, number: int, start: threading.Barrier, seconds: float) 
         begin = time.perf_counter()
         try:
             answer = visitor.move([0.05 * (frame % 10)])
-            if answer.status_code != 200:
-                raise RuntimeError(f"no picture: {answer.status_code}")
+            if answer.status_code != 200 or not answer.json()[0]:
+                raise RuntimeError(f"no picture: {answer.status_code} {answer.text[:300]}")
             taken.append((begin, time.perf_counter()))
         except Exception as error:  # counted and shown: what fails under load is what this measures
             errors.append(repr(error))

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from e4e_core import load_model
 from e4e_core.images import to_picture, to_sheet
+from e4e_core.metrics.__main__ import Eye
 from e4e_core.metrics.edits import (
     Look,
-    Seen,
     consistency,
     editability,
     identity_distances,
@@ -46,7 +46,6 @@ from e4e_core.training.data import Pictures
 from e4e_core.training.encoder import train_encoder
 from e4e_core.training.generator import load_generator
 from e4e_core.training.settings import EncoderTraining
-from editing.attributes import embed, find_aligned_face, measure
 from editing.directions import Direction, DirectionSet
 from editing.discovery import fit_directions
 from errors import E4EError, TrainingError
@@ -98,12 +97,6 @@ class PaperClaim:
     seed: int = 0
     trunk: str = ""
     """Model folder whose encoder's trunk all six start from; their heads are new."""
-
-
-def look(picture: Image.Image) -> Seen | None:
-    """Attributes and dlib's embedding of the face in an aligned picture."""
-    found = find_aligned_face(picture)
-    return Seen(measure(picture, found[1]), embed(*found)) if found else None
 
 
 def trainings(settings: PaperClaim, base: EncoderTraining, layers: int) -> dict[str, EncoderTraining]:
@@ -294,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = tyro.cli(PaperClaim, args=arguments, prog="python -m benchmarks.paper_claim")
     torch.set_flush_denormal(True)
     try:
-        rows = run(settings, EncoderTraining(settings.data, settings.generator, settings.out), look)
+        rows = run(settings, EncoderTraining(settings.data, settings.generator, settings.out), Eye())
     except E4EError as error:
         print(error, file=sys.stderr)
         return 1

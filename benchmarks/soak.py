@@ -12,7 +12,6 @@ quarter (the first one fills caches). The exit code is 0 only if it is flat, not
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import random
@@ -29,12 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from PIL import Image, ImageOps
 
-from benchmarks.visitor import PATIENCE, Visitor, page
+from benchmarks.visitor import PATIENCE, Visitor, page, some_photo
 from tests.hostile import HOSTILE
 
-ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = 5
 TOLERANCE = 0.03
 EVERY = 5.0  # seconds between two looks at the memory
@@ -95,15 +92,6 @@ class Person(Visitor):
         if suddenly:
             self.call("photo", self.upload("photo.jpg", some_photo(self.chance)), read=False)
         self.close()
-
-
-def some_photo(chance: random.Random) -> bytes:
-    """A photo that nobody sent before, of the size that a phone's messenger sends."""
-    path = chance.choice(sorted((ROOT / "examples").glob("*.png")))
-    picture = Image.open(path).convert("RGB").resize([chance.randrange(500, 1000)] * 2)
-    data = io.BytesIO()
-    (ImageOps.mirror(picture) if chance.random() < 0.5 else picture).save(data, "JPEG")
-    return data.getvalue()
 
 
 def visit(address: str, config: dict[str, Any], seed: int, end: float, tally: Tally) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from benchmarks.load import page
-from tests.test_page import CHROMIUM
+from benchmarks.browser import chromium
+from benchmarks.visitor import page
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -159,12 +159,12 @@ class Tour:
 
 
 @contextmanager
-def chromium(address: str) -> Iterator[Page]:
-    if CHROMIUM is None:
+def opened_at(address: str) -> Iterator[Page]:
+    if chromium() is None:
         raise SystemExit("The tour needs Chromium; install it, for example with: apt-get install chromium")
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=arguments)
         opened = browser.new_page(viewport={"width": 1440, "height": 900})
         opened.set_default_timeout(PATIENCE)
         opened.set_default_navigation_timeout(PATIENCE)
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "tour")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    with page(options.model) as (address, _), chromium(address) as opened:
+    with page(options.model) as (address, _), opened_at(address) as opened:
         Tour(opened, options.out).walk()
 
 

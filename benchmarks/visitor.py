@@ -1,6 +1,8 @@
 """The page in a process of its own, and a browser's session on it without a browser, by the same requests."""
 
+import io
 import json
+import random
 import re
 import socket
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTING = 300  # seconds until the page must listen
@@ -40,6 +43,15 @@ def page(model: str) -> Iterator[tuple[str, int]]:
         finally:
             process.terminate()  # as a service manager would
             process.wait(120)  # under load, what is under way takes its time
+
+
+def some_photo(chance: random.Random) -> bytes:
+    """A photo that nobody sent before, of the size that a phone's messenger sends."""
+    path = chance.choice(sorted((ROOT / "examples").glob("*.png")))
+    picture = Image.open(path).convert("RGB").resize([chance.randrange(500, 1000)] * 2)
+    data = io.BytesIO()
+    (ImageOps.mirror(picture) if chance.random() < 0.5 else picture).save(data, "JPEG")
+    return data.getvalue()
 
 
 def listens(port: int) -> bool:
@@ -94,7 +106,9 @@ class Visitor:
 
     def open(self, data: bytes) -> None:
         """Choose a photo and wait for its first picture."""
-        self.call("photo", self.upload("photo.jpg", data))
+        answer = self.call("photo", self.upload("photo.jpg", data))["output"]["data"]
+        if "Opened in" not in json.dumps(answer):
+            raise RuntimeError(f"the photo was not opened: {json.dumps(answer)[:300]}")
 
     def move(self, values: list[float], fidelity: float = 1.0) -> httpx.Response:
         """Move the sliders, in their order, and wait for the picture that follows the hand."""

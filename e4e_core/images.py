@@ -19,6 +19,13 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
+def content(images: Tensor, aspect: tuple[int, int]) -> Tensor:
+    """[..., R, R] -> its largest centred part of the ratio `aspect`: cars fill rows 64 … 448 of 512."""
+    width, height = (images.shape[-1] * part // max(aspect) for part in aspect)
+    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+    return images[..., top : top + height, left : left + width]
+
+
 def to_sheet(images: Tensor, columns: int) -> Image.Image:
     """float [n, 3, h, w], RGB in [-1, 1] -> one PIL picture, `columns` to a row, black where none is left."""
     from torchvision.utils import make_grid  # here, because only training and measuring make sheets

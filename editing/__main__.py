@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from editing import Editor, Session
     from editing.folder import Job
 
-SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # taken from folders
-
 DONE, SOME_FAILED, CANNOT_START, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -46,9 +44,8 @@ def parser() -> argparse.ArgumentParser:
         "--edit", action="append", default=[], type=edit, metavar="NAME=STRENGTH", help="may be given several times"
     )
     command.add_argument("--paste", action="store_true", help="put the face back into the whole photo")
-    command.add_argument(
-        "--only", default="everything", metavar="REGION", help="with --paste: mouth, eyes, skin, head or everything"
-    )
+    command.add_argument("--only", metavar="REGION", help="with --paste: mouth, eyes, skin, head or everything")
+    command.add_argument("--feather", type=float, help="with --paste: how soft the edge is, in heights of the face")
     command.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     command.add_argument(
         "--model", help="name from checkpoints/registry.toml, a .pt file or a folder; default: E4E_MODEL or demo"
@@ -74,15 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse_args(arguments)
     if not options.photos and not options.list:
         command.error("no photo given; name a photo or a folder of photos, or use --list")
+    if not options.paste and (options.only or options.feather is not None):
+        command.error("--only and --feather are about the whole photo; add --paste")
     strengths = dict(options.edit)
 
-    from alignment.masks import check_region
+    from alignment.masks import FEATHER, check_region
     from e4e_core.checkpoints import default_model_name, load_model  # after --help and typing errors: torch is slow
     from editing import Editor
     from editing.folder import own_gpu
 
+    options.only = options.only or "everything"
+    options.feather = FEATHER if options.feather is None else options.feather
     try:
-        check_region(options.only)
+        check_region(options.only, options.feather)
         own_gpu()
         editor = Editor(load_model(options.model or default_model_name()))
         if editor.notice:
@@ -119,14 +120,14 @@ def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[s
     else:
         settings = {"model": editor.model.name, "edits": dict(strengths), "fidelity": options.fidelity}
         settings |= {"face": options.face, "pasted": options.paste}
-        settings |= {"only": options.only} if options.paste else {}
+        settings |= {"only": options.only, "feather": options.feather} if options.paste else {}
         settings |= {"refined": options.refine} if options.refine else {}
         every = own_share(jobs_of(photos, options.out))
         jobs = [job for job in every if not is_done(job, settings)]
         if len(jobs) < len(every):
             said = f"{len(every) - len(jobs)} photos have been edited like this before; what is there stays."
             print(said, file=sys.stderr)
-        order = Order(strengths, options.fidelity, options.face, options.paste, options.only, closer)
+        order = Order(strengths, options.fidelity, options.face, options.paste, options.only, options.feather, closer)
         done = edit_photos(editor, jobs, order, settings)
     for job, error in tqdm(done, total=len(jobs), unit="photo", disable=None):
         if error is None:
@@ -167,7 +168,8 @@ def film(
     def pictures() -> "Iterator[Image]":
         for strength in tqdm(path, unit="picture", leave=False, disable=None):
             picture = editor.render(session, {**strengths, options.animate: strength}, options.fidelity)
-            yield editor.paste(session, picture, options.fidelity, options.only) if options.paste else picture
+            whole = (options.fidelity, options.only, options.feather)
+            yield editor.paste(session, picture, *whole) if options.paste else picture
 
     direction = editor.directions[options.animate]
     path = there_and_back(direction.low, direction.high)
@@ -189,6 +191,8 @@ def report(path: Path, error: Exception) -> int:
 
 def photos_in(folder: Path) -> list[Path]:
     """The photos directly in a folder, by name. Raises PhotoError if there is none."""
+    from alignment.photos import SUFFIXES
+
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     photos = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not photos:

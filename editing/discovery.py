@@ -53,6 +53,7 @@ RIDGE = 0.1
 # Strengths tried in calibration, in lengths of the codes' own spread, whatever length the fit gave the direction. Each
 # is the double of the one two places before it.
 TRIED = 1.5 * 2.0 ** (np.arange(-6, 1) / 2)
+BATCH = 256  # pictures measured at a time
 LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
 LEAST = 0.3  # a side on which the attribute moves by less is left out of the slider
 FOUND = 0.95  # share of edited faces that dlib must still find at a slider's ends
@@ -303,12 +304,19 @@ class Trial:
 
 
 def learn(
-    model: E4E, data: Path, labels: Path, holdout: int = 500, photos: int = 6000, faces: int = 32, seed: int = 0
+    model: E4E,
+    data: Path,
+    labels: Path | None = None,
+    holdout: int = 500,
+    photos: int = 6000,
+    faces: int = 32,
+    seed: int = 0,
 ) -> DirectionSet:
     """Directions for every column of `labels` that is in SLIDERS, and for the light of the pictures.
 
     Args:
-        data, labels: aligned pictures, and a csv table with a column `file`.
+        data: aligned pictures.
+        labels: a csv table with a column `file`; without one, what `measure` says of the faces.
         holdout: how many pictures at the end the encoder was not trained on; calibration uses only these.
         photos: how many others to fit on. faces: how many held-out faces to calibrate on, and as many to measure on.
     Raises: TrainingError for unusable data.
@@ -320,13 +328,26 @@ def learn(
     order = random.Random(seed)
     shown = order.sample(range(count - holdout), min(photos, count - holdout))
     kept = order.sample(range(count - holdout, count), min(2 * faces, holdout))
-    light = [measure_light(to_picture(pictures[i])) for i in tqdm(shown, "measuring light")]
-    attributes = {name: np.array([row[name] for row in light]) for name in light[0]}
-    attributes |= read_labels(labels, [pictures.names[i] for i in shown])
-    vectors = fit_directions(invert_all(model, pictures, shown), attributes)
-    few = shown[:JUDGED_ON]
-    judged = [to_picture(pictures[i]) for i in few]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        if labels is None:
+            look = partial(Judge((), np.zeros((129, 0))), embedded=False)
+            told = "photos, measured"
+        else:
+            look, told = measure_light, "labelled photos"
+        found = {}
+        for start in tqdm(range(0, len(shown), BATCH), "measuring"):
+            some = shown[start : start + BATCH]
+            answers = pool.map(look, [to_picture(pictures[i]) for i in some], chunksize=8)
+            found |= {i: answer for i, answer in zip(some, answers, strict=True) if answer is not None}
+        shown = [*found]
+        if len(shown) < 100:
+            raise TrainingError(f"dlib finds a face in only {len(shown)} of the pictures; give a table with --labels.")
+        attributes = {name: np.array([row[name] for row in found.values()]) for name in found[shown[0]]}
+        if labels is not None:
+            attributes |= read_labels(labels, [pictures.names[i] for i in shown])
+        vectors = fit_directions(invert_all(model, pictures, shown), attributes)
+        few = shown[:JUDGED_ON]
+        judged = [to_picture(pictures[i]) for i in few]
         seen = list(tqdm(pool.map(examine, judged, chunksize=8), "measuring photos", len(few)))
         judge = fit_judge(seen, {name: column[: len(few)] for name, column in attributes.items()})
         real = [judge.of(*answer) for answer in seen if answer is not None]
@@ -336,9 +357,7 @@ def learn(
         trial = Trial(model, judge, spread, pool)
         directions = {}
         for name, vector in tqdm(((name, vectors[name]) for name in SLIDERS if name in vectors), "calibrating"):
-            direction = Direction(
-                *SLIDERS[name], -1.0, 1.0, vector, source=f"learned from {len(shown)} labelled photos"
-            )
+            direction = Direction(*SLIDERS[name], -1.0, 1.0, vector, source=f"learned from {len(shown)} {told}")
             direction = trial.choose_layers(trial.to_length(direction, tuning), name, tuning)
             direction = trial.calibrate(direction, name, tuning)
             if direction is not None:
@@ -351,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m editing.discovery", description=learn.__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder of a model of this project")
     parser.add_argument("--data", type=Path, required=True, help="folder or zip of aligned pictures")
-    parser.add_argument("--labels", type=Path, required=True, help="csv table with a column `file`")
+    parser.add_argument("--labels", type=Path, help="csv table with a column `file` (default: the faces are measured)")
     parser.add_argument("--holdout", type=int, default=500, help="pictures at the end the encoder never saw")
     parser.add_argument("--photos", type=int, default=6000, help="photos to fit on")
     parser.add_argument("--faces", type=int, default=32, help="held-out faces to calibrate on, and to measure on")

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import alignment
 from alignment import CutOut
-from e4e_core.images import to_picture, to_tensor
+from e4e_core.images import content, to_picture, to_tensor
 from e4e_core.rendering import Renderer
 from editing.directions import Direction, DirectionSet, directions_for
 from editing.mixing import Mix
@@ -215,11 +215,3 @@ class Editor:
             for old in list(self._tuned)[:-READY]:
                 self._tuned.pop(old, None)
         return kept[1]
-
-
-def content(image: Tensor, aspect: tuple[int, int]) -> Tensor:
-    """[n, 3, R, R] -> its largest centred part of the ratio `aspect`: cars fill rows 64 … 448 of 512."""
-    side = image.shape[-1]
-    width, height = side * aspect[0] // max(aspect), side * aspect[1] // max(aspect)
-    left, top = (side - width) // 2, (side - height) // 2
-    return image[..., top : top + height, left : left + width]

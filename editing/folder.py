@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 from PIL import Image
 
-from alignment import Crop, CutOut, Region, cut_out, paste_back
+from alignment import FEATHER, Crop, CutOut, Region, cut_out, paste_back
 from editing.export import save_png
 from errors import PhotoError
 
@@ -47,6 +47,7 @@ class Order:
     face: int = 0
     paste: bool = False
     region: Region = "everything"
+    feather: float = FEATHER
     closer: "Callable[[Session, Path], Session] | None" = None
 
 
@@ -112,7 +113,8 @@ def edit_photos(
                     continue
                 session, picture, unedited = done
                 photo = session.photo if order.paste else None
-                work = (_write, picture, photo, unedited, session.crop, order.region, job.target, settings)
+                part = (order.region, order.feather)
+                work = (_write, picture, photo, unedited, session.crop, *part, job.target, settings)
                 writing.append((job, workers.submit(*work)))
             while len(writing) > 2 * BATCH:
                 yield _answer(*writing.popleft())
@@ -151,11 +153,12 @@ def _write(
     unedited: Image.Image | None,
     crop: Crop,
     region: Region,
+    feather: float,
     target: Path,
     settings: Mapping[str, Any],
 ) -> None:
     if photo is not None:
-        picture = paste_back(photo, picture, crop, unedited, region)
+        picture = paste_back(photo, picture, crop, unedited, region, feather)
     save_png(picture, target, settings)
 
 

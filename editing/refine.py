@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import alignment
-from e4e_core.images import to_picture, to_tensor
+from e4e_core.images import content, to_picture, to_tensor
 from editing.attributes import embed, find_aligned_face
-from editing.editor import Editor, Session, content
+from editing.editor import Editor, Session
 
 if TYPE_CHECKING:
     from e4e_core.models.e4e import E4E

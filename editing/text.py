@@ -29,10 +29,11 @@ from torch.nn import functional as F
 from e4e_core import load_model
 from e4e_core.checkpoints import CHECKPOINTS, networks, published_file
 from e4e_core.downloads import Progress, is_at_hand
+from e4e_core.images import content
 from e4e_core.models.e4e import E4E
 from e4e_core.models.stylegan2 import Generator
 from editing.directions import Direction, DirectionSet
-from editing.editor import Editor, content
+from editing.editor import Editor
 from editing.unsupervised import SAMPLES, mapped
 from errors import DirectionError, E4EError, ModelError
 

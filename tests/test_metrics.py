@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from e4e_core.checkpoints import save_model
+from e4e_core.images import content
 from e4e_core.metrics.edits import Seen, consistency, editability, identity_distances, lec, spreads
 from e4e_core.metrics.generator import inception_note, measure
-from e4e_core.metrics.reconstruction import content, distortion, published_networks, scales, to_input
+from e4e_core.metrics.reconstruction import distortion, published_networks, scales, to_input
 from e4e_core.metrics.report import to_markdown, write
 from e4e_core.metrics.statistics import Estimate, bootstrap, frechet, frechet_estimate, frechet_of_moments, middle_mean
 from e4e_core.models.e4e import E4E
@@ -160,7 +161,7 @@ def test_only_the_content_of_a_car_is_measured_and_encoded():
     cars = SimpleNamespace(aspect=(4, 3), input_size=256)
     images = torch.full((1, 3, 512, 512), -1.0)
     images[:, :, 64:448] = 0.5
-    assert torch.equal(content(cars, images), torch.full((1, 3, 384, 512), 0.5))
+    assert torch.equal(content(images, cars.aspect), torch.full((1, 3, 384, 512), 0.5))
     assert torch.equal(to_input(cars, images), torch.full((1, 3, 192, 256), 0.5))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from e4e_core import load_model
-from e4e_core.images import to_picture, to_sheet
+from e4e_core.images import content, to_picture, to_sheet
 from e4e_core.metrics import edits, generator, reconstruction
 from e4e_core.metrics.edits import Look, Seen, look_at_all, render
 from e4e_core.metrics.report import Table, to_markdown, write
@@ -87,7 +87,7 @@ def measure_reconstruction(
     Args: real: what `seer` sees in the targets.
     """
     both = {"W^k": codes, "w alone": codes[:, :1].expand_as(codes)}
-    images = {name: reconstruction.content(model, render(model, some)) for name, some in both.items()}
+    images = {name: content(render(model, some), model.aspect) for name, some in both.items()}
     networks, notes = reconstruction.published_networks(model)
     figures = {name: reconstruction.distortion(some, targets, networks) for name, some in images.items()}
     if seer:

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from e4e_core.images import to_picture
-from e4e_core.metrics.reconstruction import content, to_input
+from e4e_core.images import content, to_picture
+from e4e_core.metrics.reconstruction import to_input
 from e4e_core.metrics.statistics import Estimate, bootstrap, middle_mean
 from e4e_core.models.e4e import E4E
 
@@ -42,7 +42,7 @@ def render(model: E4E, codes: Tensor) -> Tensor:
 
 def look_at_all(model: E4E, images: Tensor, look: Look) -> list[Seen | None]:
     """What `look` sees in rendered pictures [n, 3, R, R]."""
-    return [look(to_picture(image)) for image in content(model, images)]
+    return [look(to_picture(image)) for image in content(images, model.aspect)]
 
 
 def identity_distances(faces: Sequence[Seen | None], others: Sequence[Seen | None]) -> np.ndarray:

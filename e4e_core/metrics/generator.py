@@ -11,9 +11,8 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
-from e4e_core.images import to_picture
+from e4e_core.images import content, to_picture
 from e4e_core.metrics.edits import BATCH, Look, render
-from e4e_core.metrics.reconstruction import content
 from e4e_core.metrics.report import Table
 from e4e_core.metrics.statistics import bootstrap, frechet_estimate
 from e4e_core.models.e4e import E4E
@@ -44,7 +43,7 @@ def measure(
     samples = render(model, codes[:, None].expand(-1, model.num_layers, -1))
     rows = []
     if look and detects:
-        made = [to_picture(image) for image in content(model, samples)]
+        made = [to_picture(image) for image in content(samples, model.aspect)]
         real = [to_picture(pictures[i]) for i in order]
         found = {"samples": made, "real pictures": real}
         rows.append(
@@ -72,7 +71,7 @@ def measure(
     rows.append(
         {
             "figure": "FID (Inception)",
-            "samples": note or inception_distance(content(model, samples), pictures, order),
+            "samples": note or inception_distance(content(samples, model.aspect), pictures, order),
             "real pictures": "",
         }
     )

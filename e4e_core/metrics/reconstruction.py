@@ -11,6 +11,7 @@ from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
 )
 
+from e4e_core.images import content
 from e4e_core.models.e4e import E4E
 from e4e_core.training.perception import Identity, Lpips, published_weights
 from errors import DownloadError, ModelError
@@ -21,16 +22,9 @@ BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of the five scales (
 LPIPS_SIDE = 64  # px, the smallest picture AlexNet takes
 
 
-def content(model: E4E, images: Tensor) -> Tensor:
-    """[n, 3, R, R] -> the part the model's `aspect` fills: cars 512 × 384 in the middle rows of 512."""
-    width, height = (images.shape[-1] * part // max(model.aspect) for part in model.aspect)
-    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
-    return images[..., top : top + height, left : left + width]
-
-
 def to_input(model: E4E, images: Tensor) -> Tensor:
     """Rendered pictures [n, 3, R, R] -> what the encoder takes: their content at the input size, in [-1, 1]."""
-    images = content(model, images).clamp(-1, 1)
+    images = content(images, model.aspect).clamp(-1, 1)
     scale = model.input_size / images.shape[-1]
     size = (round(images.shape[-2] * scale), model.input_size)
     if scale > 1:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from e4e_core.formats import read_folder, read_published
+from e4e_core.images import content
 from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
 from e4e_core.models.stylegan2 import GeneratorConfig
@@ -138,10 +139,7 @@ class Training:
 
     def render(self, codes: Tensor) -> Tensor:
         """Codes float [n, L, D] -> pictures [n, 3, h, w]: of the generator's square, the rows that hold something."""
-        images = self.model.synthesize(codes)
-        width, height = self.config.aspect
-        rows = images.shape[3] * height // width
-        return images.narrow(2, (images.shape[2] - rows) // 2, rows)
+        return content(self.model.synthesize(codes), self.config.aspect)
 
     def distances(self, images: Tensor, reals: Tensor) -> dict[str, Tensor]:
         """How far pictures float [n, 3, h, w] are from the true ones, by name, each times its weight."""
