@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from e4e_core import load_model
+from editing import discovery
 from editing.attributes import measure_light
 from editing.directions import PUBLISHED, Direction, DirectionSet, directions_for, published_directions, tomllib
 from editing.discovery import Trial
@@ -322,3 +324,12 @@ def test_a_learned_slider_ends_where_it_would_turn_back_on_more_than_a_few_faces
     assert learned.high * learned.vectors[0, 0] == pytest.approx(end, abs=0.13)
     assert learned.low * learned.vectors[0, 0] < -0.5
     assert measured["monotone"] == 1 and measured["mean_rises"]
+
+
+def test_sliders_are_learned_from_photos_alone(shared, monkeypatch):
+    monkeypatch.setattr(discovery, "SLIDERS", {"smile": discovery.SLIDERS["smile"]})
+    model = load_model("demo", "cpu")
+    learned = discovery.learn(model, shared / "faces" / "faces128.zip", None, holdout=500, photos=150, faces=8)
+    smile = learned["smile"]
+    assert smile.source.endswith("photos, measured")
+    assert smile.measured["mean_rises"] and smile.measured["high"] - smile.measured["low"] > 1

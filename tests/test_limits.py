@@ -1,5 +1,8 @@
 """What the page lets people take of its machine, and what happens at the limit."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from errors import PhotoError, SettingError
 from page import page as page_module
 from page.incoming import DROPPED, FULL
 from page.page import Page
+from page.presets import Edits
 from page.studio import Studio, Visit
 
 
@@ -65,6 +69,23 @@ def test_the_photo_nobody_touched_for_longest_makes_room(page, opened, monkeypat
     assert DROPPED in page._in_sentences(page.download_face)(dropped)[page.status]
     again = page.open_example(0, dropped)[page.visit]
     assert again.edits.strengths == {"smile": 1.0} and not again.dropped
+
+
+def test_a_page_that_was_cut_off_keeps_its_edits_but_not_its_photo(page, opened):
+    holder, key = page.blocks.state_holder, page.visit._id
+    holder["asleep"][key] = replace(opened, model="other", edits=Edits({"smile": 1.0}))
+    page.forget(SimpleNamespace(session_hash="asleep"))
+    left = holder["asleep"][key]
+    assert left.session is None and left.dropped
+    assert (left.model, left.edits) == ("other", Edits({"smile": 1.0}))
+    page.forget(SimpleNamespace(session_hash="never seen"))
+
+
+def test_sliders_that_are_gone_are_replaced(page, opened):
+    away = page._bank(replace(opened, model="other"))
+    answer = page.rest(away, page._levels(opened), opened, {"strengths": {"smile": 1.0}})
+    assert answer[page.bank] == page._bank(opened) and answer[page.picker] == "tiny"
+    assert page.visit not in answer
 
 
 def without_memory(*_):
