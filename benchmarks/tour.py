@@ -89,11 +89,27 @@ class Tour:
         self.page.set_viewport_size({"width": 1440, "height": 900})
         self.reset()
         self.keep("grid", self.saved("#save-grid").convert("RGB"))
+        self.film()
         self.closer()
         self.mix()
         self.find()
         self.several()
         self.phone()
+
+    def film(self) -> None:
+        """Some pictures of a film, side by side."""
+        self.page.locator("#film .label-wrap").click()
+        self.page.locator("#film-kind").get_by_label("GIF").check()
+        film = self.saved("#animate")
+        frames = []
+        for number in range(0, film.n_frames, film.n_frames // 6):
+            film.seek(number)
+            frames.append(film.convert("RGB").resize((200, 200), Image.Resampling.BICUBIC))
+        strip = Image.new("RGB", (200 * len(frames), 200))
+        for place, frame in enumerate(frames):
+            strip.paste(frame, (200 * place, 0))
+        self.keep("film", strip)
+        self.page.locator("#film .label-wrap").click()
 
     def closer(self) -> None:
         """The model adapted to this photo."""

@@ -57,7 +57,7 @@ BATCH = 256  # pictures measured at a time
 LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
 LEAST = 0.3  # a side on which the attribute moves by less is left out of the slider
 FOUND = 0.95  # share of edited faces that dlib must still find at a slider's ends
-STEADY = 0.92  # share of the tuning faces on which a slider is monotone, so that it is on 0.9 of others, too:
+STEADY = 0.95  # share of the tuning faces on which a slider is monotone; on others it is so on some hundredths less:
 TOLERANCE = 0.1  # standard deviations by which an attribute may fall from one of five strengths to the next
 KEPT_EFFECT = 0.7  # share of its effect that a direction may not lose when layers are left out
 
@@ -153,7 +153,7 @@ def fit_judge(seen: Sequence[tuple[dict[str, float], np.ndarray] | None], labels
     judged = tuple(name for name in JUDGED if name in labels)
     kept = [place for place, answer in enumerate(seen) if answer is not None]
     x = np.stack([np.append(seen[place][1], 1.0) for place in kept])  # [m, 129]
-    y = np.array([labels[name][kept] for name in judged]).reshape(len(judged), -1).T  # [m, k], k may be 0
+    y = np.array([labels[name][kept] for name in judged]).reshape(len(judged), len(kept)).T  # [m, k], k may be 0
     return Judge(judged, np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y))
 
 

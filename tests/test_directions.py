@@ -329,7 +329,7 @@ def test_a_learned_slider_ends_where_it_would_turn_back_on_more_than_a_few_faces
 def test_sliders_are_learned_from_photos_alone(shared, monkeypatch):
     monkeypatch.setattr(discovery, "SLIDERS", {"smile": discovery.SLIDERS["smile"]})
     model = load_model("demo", "cpu")
-    learned = discovery.learn(model, shared / "faces" / "faces128.zip", None, holdout=500, photos=150, faces=8)
+    learned = discovery.learn(model, shared / "faces" / "faces128.zip", None, holdout=500, photos=110, faces=4)
     smile = learned["smile"]
     assert smile.source.endswith("photos, measured")
     assert smile.measured["mean_rises"] and smile.measured["high"] - smile.measured["low"] > 1
