@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error("--only and --feather are about the whole photo; add --paste")
     strengths = dict(options.edit)
 
-    from alignment.masks import FEATHER, check_region
+    from alignment import FEATHER
+    from alignment.masks import check_region
     from e4e_core.checkpoints import default_model_name, load_model  # after --help and typing errors: torch is slow
     from editing import Editor
     from editing.folder import own_gpu

@@ -161,6 +161,8 @@ def test_a_path_goes_from_end_to_end_and_back():
         (["--edit", "wink=1"], "This model has no direction 'wink'; choose one of smile, age."),
         (["--edit", "smile=nan"], "The strength of 'smile' cannot be nan; give a number from -3 to 3."),
         (["--edit", "smile=100"], "The strength of 'smile' cannot be 100.0; give a number from -3 to 3."),
+        (["--only", "mouth"], "--only and --feather are about the whole photo; add --paste"),
+        (["--paste", "--feather", "2"], "The feather cannot be 2.0; choose a number above 0 and at most 1."),
         (["--fidelity", "2"], "Fidelity cannot be 2.0; give a number from 0 (editable) to 1 (faithful)."),
     ],
 )
