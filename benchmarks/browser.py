@@ -16,23 +16,30 @@ if TYPE_CHECKING:
 
 PATIENCE = 120_000  # ms
 
-# Moves a slider as a hand does and waits for pictures: the first new one, and the first one as wide as `full`.
-MOVE = """async ([selector, value, full]) => {
+# Moves a slider as a hand does and waits for pictures: the first new one, and the first one as wide as `full`, each
+# until the frame in which the browser paints it. In between it leaves the browser alone, which would otherwise paint
+# all the time, on the cores that compute the picture.
+MOVE = """([selector, value, full]) => new Promise((resolve, reject) => {
   const picture = () => document.querySelector("#result img");
   const before = picture().src, start = performance.now();
+  let first = 0;
+  const observer = new MutationObserver(async () => {
+    const shown = picture();
+    if (!shown || shown.src === before) return;
+    await shown.decode().catch(() => {}); // it has given way to the next one
+    await new Promise(requestAnimationFrame);
+    first ||= performance.now() - start;
+    if (shown.naturalWidth < full) return;
+    observer.disconnect();
+    resolve([first, performance.now() - start]);
+  });
+  const changes = { subtree: true, childList: true, attributeFilter: ["src"] };
+  observer.observe(document.querySelector("#result"), changes);
+  setTimeout(() => reject(new Error("no full picture")), 60000);
   const slider = document.querySelector(selector);
   slider.value = value;
   slider.dispatchEvent(new Event("input", { bubbles: true }));
-  let first = 0;
-  for (;;) {
-    await new Promise(requestAnimationFrame);
-    const shown = picture();
-    if (!shown?.complete || shown.src === before) continue;
-    first ||= performance.now() - start;
-    if (shown.naturalWidth >= full) return [first, performance.now() - start];
-    if (performance.now() - start > 60000) throw new Error("no full picture");
-  }
-}"""
+})"""
 
 
 def chromium() -> str | None:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from editing.text import LONGEST, why_not
 from page import own
-from page.incoming import QUIETLY, RAW
+from page.incoming import HIDDEN, QUIETLY, RAW
 from page.layout import Layout
 from page.parts import as_value, data_url, status_line
 from page.studio import Visit
@@ -35,7 +35,7 @@ class Describing(Layout):
 
     def _wire_describing(self, changed: list) -> None:
         """`changed`: what another slider changes on the page."""
-        handle, at_once = self._in_sentences, {"queue": False, "show_progress": "hidden", **RAW}
+        handle, at_once = self._in_sentences, {"queue": False, **HIDDEN, **RAW}
         buttons = [self.describe, self.cancel_words]
         begun = self.describe.click(handle(self.begin_search), None, [self.described, *buttons, self.status], **at_once)
         done = begun.then(

@@ -24,9 +24,11 @@ GONE = "There is no photo here; choose one first."
 RENDERING = {"concurrency_id": "rendering", "concurrency_limit": 1}
 # Pictures travel as data URLs, which Gradio need not convert and never writes to disk.
 RAW = {"preprocess": False, "postprocess": False, "api_visibility": "private"}
-# Handlers that show that they are at work, and those that answer at once.
+# Handlers that show that they are at work, and those that answer at once. Without its empty list, Gradio 6's hidden
+# progress would count time on the status line for ever, which keeps a core busy.
 WORK = {"show_progress": "minimal", **RENDERING, **RAW}
-QUIETLY = {"show_progress": "hidden", **RENDERING, **RAW}
+HIDDEN = {"show_progress": "hidden", "show_progress_on": []}
+QUIETLY = {**HIDDEN, **RENDERING, **RAW}
 
 log = logging.getLogger("e4e")
 

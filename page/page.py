@@ -23,7 +23,7 @@ from page.describing import Describing
 from page.downloads import Downloads
 from page.exploring import Exploring
 from page.frames import Frames
-from page.incoming import DROPPED, QUIETLY, RAW, RENDERING, WORK, chosen, in_sentences, number_of, uploaded
+from page.incoming import DROPPED, HIDDEN, QUIETLY, RAW, WORK, chosen, in_sentences, number_of, uploaded
 from page.keeping import Keeping
 from page.mixing import Mixing
 from page.own import OWN
@@ -101,6 +101,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
             inputs=[self.levels, *places.values()],
             outputs=self.frame_parts,
             js=f"(levels, ...values) => window.follow({json.dumps(bank)}, {paths}, levels, values)",
+            **HIDDEN,
         )
         at_rest = self._in_sentences(rest), [self.levels, self.visit, *places.values()]
         shown = [self.visit, *self.pictures, self.status, self.undo, self.redo, self.strip, self.levels]
@@ -108,7 +109,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
 
         def stands(button: gr.Button, **options: Any) -> Dependency:
             """A click on `button`, once the visit has the sliders as the page shows them."""
-            return button.click(*at_rest, shown, show_progress="hidden", **options, **RENDERING, **RAW)
+            return button.click(*at_rest, shown, **options, **QUIETLY)
 
         stands(self.settle, trigger_mode="always_last")
         self._wire_downloads(stands)
@@ -175,7 +176,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
             [*opened, self.bank, self.path, self.first, self.last, self.picker, self.presets],
             **work,
         )
-        self._wire_refining(shown, RENDERING, RAW)
+        self._wire_refining(shown)
         self.blocks.unload(self.forget)
         offer(self.studio, self.start)
 

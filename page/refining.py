@@ -9,6 +9,7 @@ import gradio as gr
 from editing.refine import Refinement
 from errors import PhotoError
 from limits import limit
+from page.incoming import HIDDEN, QUIETLY, RAW
 from page.layout import Layout
 from page.parts import status_line
 from page.studio import Visit
@@ -36,23 +37,19 @@ class Refining(Layout):
                 self.cancel = gr.Button("Cancel", size="sm", interactive=False, elem_id="cancel-refining")
                 self.unrefine = gr.Button("Back to the inversion", size="sm", elem_id="unrefine")
 
-    def _wire_refining(self, shown: list[gr.components.Component], rendering: dict, raw: dict) -> None:
-        """`shown` is what a new picture changes, `rendering` the queue of pictures, `raw` how pictures travel."""
+    def _wire_refining(self, shown: list[gr.components.Component]) -> None:
+        """`shown` is what a new picture changes."""
         handle = self._in_sentences
         buttons = [self.refine_codes, self.tune_generator, self.cancel, self.unrefine]
-        at_once = {"queue": False, "show_progress": "hidden", **raw}
-        own_queue = {"concurrency_id": "refining", "concurrency_limit": 1, "show_progress_on": [self.status], **raw}
+        at_once = {"queue": False, **HIDDEN, **RAW}
+        own_queue = {"concurrency_id": "refining", "concurrency_limit": 1, "show_progress_on": [self.status], **RAW}
         for button, improve in ((self.refine_codes, self.refine), (self.tune_generator, self.refine_more)):
             begun = button.click(handle(self.begin_refining), [self.visit], [*buttons, self.status], **at_once)
             done = begun.then(handle(improve), [self.visit], [self.found, self.status], **own_queue)
             taken = [*shown, self.found, *buttons]
-            done.then(
-                handle(self.take_over), [self.found, self.visit], taken, show_progress="hidden", **rendering, **raw
-            )
+            done.then(handle(self.take_over), [self.found, self.visit], taken, **QUIETLY)
         self.cancel.click(handle(self.cancel_refining), None, [self.status, self.cancel], **at_once)
-        self.unrefine.click(
-            handle(self.back_to_inversion), [self.visit], shown, show_progress="hidden", **rendering, **raw
-        )
+        self.unrefine.click(handle(self.back_to_inversion), [self.visit], shown, **QUIETLY)
 
     def _buttons(self, refining: bool) -> dict:
         others = (self.refine_codes, self.tune_generator, self.unrefine)

@@ -466,6 +466,21 @@ def test_a_film_of_a_slider_comes_as_a_gif(page, tmp_path):
     page.locator("#film .label-wrap").click()
 
 
+def test_the_page_is_at_rest_when_nothing_happens(page):
+    number(page, "Smile").fill("2")
+    settled(page, "Smile +2")
+    page.wait_for_timeout(1000)
+    changes = page.evaluate(
+        """() => new Promise((resolve) => {
+          let count = 0;
+          const observer = new MutationObserver((records) => { count += records.length; });
+          observer.observe(document, { attributes: true, characterData: true, childList: true, subtree: true });
+          setTimeout(() => resolve(count), 1000);
+        })"""
+    )
+    assert changes == 0  # a progress indicator that never ends would keep a core busy
+
+
 def test_undo_and_redo_by_button_and_keyboard(page):
     unedited = source(page)
     number(page, "Smile").fill("2")
