@@ -77,6 +77,7 @@ def upload(page: "Page", photo: Path) -> float:
 
 def moves(page: "Page", slider: str, values: np.ndarray, full: int) -> tuple[list[float], list[float]]:
     """(ms to the first new picture, ms to the first one of `full` pixels) of each movement of a slider."""
+    page.wait_for_timeout(5000)  # until what the process's start and the photo left to do is done
     times = []
     for value in values:
         times.append(page.evaluate(MOVE, [f"{slider} input[type=range]", f"{value:.3f}", full]))
