@@ -418,7 +418,8 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         states = self.blocks.state_holder.session_data
         if session in states and self.visit._id in states[session]:
             state = states[session]
-            state[self.visit._id] = state[self.visit._id].without_photo()
+            if state[self.visit._id].session is not None:
+                state[self.visit._id] = state[self.visit._id].without_photo()
             state[self.found._id] = None
 
 

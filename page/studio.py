@@ -28,11 +28,11 @@ COMPONENTS = 40  # of each method
 KEPT = 8  # sets of components kept for all pages; the largest takes 1.5 MB
 THUMB = 128  # pixels of a thumbnail
 STEPS = 100  # edits that can be undone
+SHOWN = 8  # of them as pictures
+SMALL = 96  # pixels of such a picture
 TUNED_BYTES = 2 * 2**30  # of all tuned generators together, each of which goes with its page
 LENT_SECONDS = 12  # a refinement may take on a GPU that is lent by the call
 LENT_PICTURES = 16  # of a film or grid in one such call
-SHOWN = 8  # of them as pictures
-SMALL = 96  # pixels of such a picture
 
 
 @dataclass(frozen=True)
