@@ -103,7 +103,7 @@ def _view(photo: Image.Image, pixels: int, enlarge: float, border: float = 0.0, 
     doublings = max(int(math.log2(scale)), 0)
     scale /= 2**doublings
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
-    copy = photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    copy = photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=1.0)
     to_photo = np.diag([photo.width / size[0], photo.height / size[1], 1.0]) @ _shift(0.5, 0.5)
     if border:
         margin = round(border * min(size))

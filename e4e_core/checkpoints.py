@@ -6,6 +6,7 @@ A name leads to a file (`downloads.py`), a published file is converted once into
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ else:
 __all__ = [
     "cache_folder",
     "default_model_name",
+    "dlib_face_network",
     "export_published",
     "load_model",
     "load_or_demo",
@@ -46,6 +48,14 @@ def registry() -> dict[str, dict[str, Any]]:
 def default_model_name() -> str:
     """The model to start with: `E4E_MODEL` if set, the full one on a Hugging Face Space, else the embedded one."""
     return os.environ.get("E4E_MODEL") or ("ffhq" if os.environ.get("SPACE_ID") else "demo")
+
+
+def dlib_face_network() -> Path:
+    """dlib's face embedding network, in its package, which is not imported. Raises ModelError without the package."""
+    spec = importlib.util.find_spec("face_recognition_models")
+    if spec is None or spec.origin is None:
+        raise ModelError("The package face_recognition_models is missing; run pip install -r requirements.txt.")
+    return Path(spec.origin).parent / "models" / "dlib_face_recognition_resnet_model_v1.dat"
 
 
 def load_model(

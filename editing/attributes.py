@@ -3,10 +3,8 @@
 Lengths are in units of the distance between the eyes' centres, so that they do not depend on the picture's size.
 """
 
-import importlib.util
 import threading
 from functools import cache
-from pathlib import Path
 
 import cv2
 import dlib
@@ -15,7 +13,7 @@ from PIL import Image
 
 from alignment import Face, find_faces
 from alignment.landmarks import reread_landmarks
-from errors import ModelError
+from e4e_core.checkpoints import dlib_face_network
 
 BORDER = 0.375  # of the picture's side, added all around: aligned faces fill the picture, dlib wants room
 SIDE = 128  # px, the size at which faces are looked for in aligned pictures
@@ -107,8 +105,4 @@ def embed(bordered: Image.Image, face: Face) -> np.ndarray:
 
 @cache
 def _embedder() -> dlib.face_recognition_model_v1:
-    spec = importlib.util.find_spec("face_recognition_models")
-    if spec is None or spec.origin is None:
-        raise ModelError("The package face_recognition_models is missing; run pip install -r requirements.txt.")
-    folder = Path(spec.origin).parent / "models"
-    return dlib.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat"))
+    return dlib.face_recognition_model_v1(str(dlib_face_network()))

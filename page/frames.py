@@ -53,6 +53,8 @@ class Frames(Layout):
         if not self._stands(state[key], bank, levels) or state[key].model not in self.studio:
             return Response(status_code=204)
         state[key] = self.studio.move(state[key], sent, rest=False)
+        if state[key].full is not None:  # what a slider that is let go of shows already
+            return Response(status_code=204)
         full = len(self._waiting) >= limit("E4E_MAX_QUEUE")
         if full or session in self._waiting or not self.studio.live:  # the one that waits will take these edits
             return Response(status_code=204)

@@ -2,6 +2,8 @@
 // where undo or a preset wants them, name parts for screen readers, start a download, undo by keyboard.
 (() => {
   const REST = 250; // ms without a movement
+  const PAINT = 50; // ms in which the browser shows a picture it has got
+  const PATIENCE = 60000; // ms for one picture
   let timer;
   let newest = 0;
   let turn = Promise.resolve();
@@ -12,18 +14,23 @@
   // A slider moved. One picture is under way at a time; what waits for its turn gives way to a newer movement.
   window.follow = async (bank, paths, levels, values) => {
     clearTimeout(timer);
-    timer = setTimeout(() => click("#settle"), REST);
     const mine = ++newest;
     const before = turn;
     let end;
     turn = new Promise((resolve) => { end = resolve; });
+    const done = turn;
+    timer = setTimeout(async () => { // never before this movement's own picture, which the full one would hold up
+      await done;
+      setTimeout(() => { if (mine === newest) click("#settle"); }, PAINT);
+    }, REST);
     await before;
     try {
       if (mine !== newest) return;
       const sent = { strengths: {}, mix: {} };
       paths.forEach((path, index) => { (path.length > 1 ? sent[path[0]] : sent)[path.at(-1)] = values[index]; });
       const body = JSON.stringify({ session: window.__gradio_session_hash__, bank, levels, sent });
-      const answer = await fetch(`${window.gradio_config.root}/frame`, { method: "POST", body });
+      const signal = AbortSignal.timeout(PATIENCE);
+      const answer = await fetch(`${window.gradio_config.root}/frame`, { method: "POST", body, signal });
       if (answer.status === 200) return (await answer.json()).map((value) => value ?? undefined);
     } catch { // no network; the picture of the sliders at rest will say so
     } finally {

@@ -356,12 +356,11 @@ class Studio:
 
     def move(self, visit: Visit, sent: Mapping[str, Any], rest: bool) -> Visit:
         """The visit with its sliders elsewhere, see `edits_within`; `rest` makes that a step which can be undone."""
-        edits = edits_within(self.directions(visit), sent)
-        return self.edited(visit, edits) if rest else replace(visit, edits=edits, full=None)
+        return self.edited(visit, edits_within(self.directions(visit), sent), rest)
 
-    def edited(self, visit: Visit, edits: Edits) -> Visit:
-        """The visit with other edits, as a step which can be undone."""
-        history = visit.history.rested(edits)
+    def edited(self, visit: Visit, edits: Edits, rest: bool = True) -> Visit:
+        """The visit with other edits; `rest` makes them a step which can be undone."""
+        history = visit.history.rested(edits) if rest else visit.history
         return replace(visit, edits=edits, history=history, full=visit.full if edits == visit.edits else None)
 
     def step(self, visit: Visit, by: int) -> Visit | None:

@@ -2,15 +2,21 @@
 
 from pathlib import Path
 
+import dlib
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 
+from alignment import align, find_faces
 from e4e_core import checkpoints
 from e4e_core.checkpoints import published_file
+from e4e_core.images import to_tensor
 from e4e_core.models import irse
 from e4e_core.models.discriminators import Discriminator
+from e4e_core.models.e4e import FFHQ_TEMPLATE
 from e4e_core.training.losses import (
     PathLength,
     delta_penalty,
@@ -20,10 +26,12 @@ from e4e_core.training.losses import (
     gradient_penalty,
     non_saturating,
 )
-from e4e_core.training.perception import Identity, Lpips, Moco, load_losses
+from e4e_core.training.perception import DlibIdentity, Identity, Lpips, Moco, dlib_weights, load_losses
 from e4e_core.training.settings import FacesTraining
+from editing.attributes import _embedder
 from errors import DownloadError, ModelError
 
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 FACES = FacesTraining(data=Path("data"), generator=Path("generator"), out=Path("out"))
 
 
@@ -157,6 +165,28 @@ def test_identity_reads_the_published_layout_and_the_faces_middle():
     assert tight.embed(a).norm().item() == pytest.approx(1, abs=1e-5)
 
 
+def test_dlibs_face_network_answers_as_dlib_does():
+    astronaut = Image.open(EXAMPLES / "astronaut.png").convert("RGB")
+    face = find_faces(astronaut)[0]
+    points = dlib.points([dlib.point(round(float(x)), round(float(y))) for x, y in face.landmarks])
+    shape = dlib.full_object_detection(dlib.rectangle(*(round(side) for side in face.box)), points)
+    chip = dlib.get_face_chip(np.asarray(astronaut), shape, 150, 0.25)
+    expected = np.array(_embedder().compute_face_descriptor(chip))
+    network = DlibIdentity(dlib_weights())
+    np.testing.assert_allclose(network.describe(to_tensor(Image.fromarray(chip)))[0], expected, atol=1e-5)
+    for template in (FFHQ_TEMPLATE, (0.42, 0.62)):  # where the template puts the face is near where dlib looks
+        aligned = to_tensor(align(astronaut, face, 256, template)[0])
+        own = DlibIdentity(dlib_weights(), template).embed(aligned)[0].numpy()
+        assert np.linalg.norm(own - expected) < 0.25  # 0.6 would be another person
+    a, b = torch.rand(2, 2, 3, 64, 64) * 2 - 1
+    assert network(a, a).item() == 0
+    a.requires_grad_()
+    network(a, b).backward()
+    assert (a.grad.abs().sum((1, 2, 3)) > 0).all()
+    with pytest.raises(ModelError, match="another layout"):
+        DlibIdentity(dlib_weights()[:-1])
+
+
 def test_moco_reads_the_published_layout():
     with torch.device("meta"):
         network = torchvision.models.resnet50()
@@ -188,11 +218,14 @@ def test_missing_weights_cost_a_sentence_and_the_discriminator_stands_in(
     no_weights: Path, capsys: pytest.CaptureFixture[str]
 ):
     losses, perceptual = load_losses(FACES)
-    assert losses == {} and perceptual == FACES.lpips
+    assert losses.keys() == {"identity"} and perceptual == FACES.lpips
+    weight, network = losses["identity"]
+    assert weight == FACES.identity and isinstance(network, DlibIdentity)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("The weights of the lpips loss cannot be had, so the discriminator's features stand in")
-    assert "identity loss cannot be had, so it is left out" in lines[1] and "model_ir_se50.pth" in lines[1]
+    assert "identity loss cannot be had, so dlib's face network stands in for it" in lines[1]
+    assert "model_ir_se50.pth" in lines[1]
 
 
 def test_a_file_with_another_digest_is_not_opened(no_weights: Path):
@@ -210,6 +243,6 @@ def test_weights_put_beside_the_registry_are_used(no_weights: Path, monkeypatch:
     monkeypatch.setattr(checkpoints, "is_intact", lambda path, entry: True)
     monkeypatch.setattr("e4e_core.downloads.is_intact", lambda path, entry: True)
     losses, perceptual = load_losses(FACES)
-    assert losses.keys() == {"lpips"} and perceptual == 0
+    assert losses.keys() == {"lpips", "identity"} and perceptual == 0
     weight, network = losses["lpips"]
     assert weight == 0.8 and network(torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64)) > 0

@@ -1,9 +1,11 @@
-"""Networks that others trained, asked how alike two pictures are: LPIPS, ArcFace, MoCo v2.
+"""Networks that others trained, asked how alike two pictures are: LPIPS, ArcFace, dlib's face network, MoCo v2.
 
 Each takes two batches of pictures, float [n, 3, h, w], RGB in [-1, 1], and returns a scalar.
 """
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from e4e_core.checkpoints import published_file
+from e4e_core.checkpoints import dlib_face_network, published_file
 from e4e_core.models import irse
 from e4e_core.models.e4e import FFHQ_TEMPLATE
 from errors import ModelError
@@ -106,6 +108,92 @@ class Identity(nn.Module):
         return 1 - (self.embed(images) * self.embed(targets)).sum(1).mean()
 
 
+class DlibIdentity(nn.Module):
+    """Squared distance of dlib's face embeddings; that of two pictures of one person is usually below 0.36.
+
+    The 29-layer residual network of `dlib_face_recognition_resnet_model_v1` (King 2017) with a gradient. dlib turns and
+    scales each face by its landmarks; here every face lies where the alignment's template puts it on average.
+
+    Args:
+        weights: what `dlib_weights` reads.
+        template: (centre, scale) of the faces' alignment, see `alignment.align`; None looks at whole pictures.
+    """
+
+    MEAN = (122.782, 117.001, 104.298)  # of 255
+    DOWN = (3, 7, 10, 13)  # the blocks that halve the picture
+    SIDE = 150  # px
+    REACH = 0.68  # side of the face's square, in sides of an FFHQ crop; measured on aligned photos, as is its middle
+
+    def __init__(self, weights: Sequence[Tensor], template: tuple[float, float] | None = FFHQ_TEMPLATE):
+        super().__init__()
+        if len(weights) != 59:
+            raise ModelError("dlib's face network has another layout than the published one")
+        for number, tensor in enumerate(weights):
+            self.register_buffer(f"weight{number}", tensor)
+        self.square = (0.0, 0.0, 1.0)  # left, top and side, in sides of the picture
+        if template is not None:
+            centre, scale = template
+            side, middle = self.REACH / scale, 0.5 + (0.5 - centre) * 0.25 / scale
+            self.square = (0.5 - side / 2, middle - side / 2, side)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """float [n, 3, s, s] -> float [n, 128]. Beyond the picture its edge goes on."""
+        s = images.shape[3]
+        left, top, side = (round(part * s) for part in self.square)
+        pad = max(0, -left, -top, left + side - s, top + side - s)
+        padded = F.pad(images, (pad,) * 4, "replicate")
+        return self.describe(fit(padded[:, :, pad + top :, pad + left :][:, :, :side, :side], self.SIDE))
+
+    def describe(self, chips: Tensor) -> Tensor:
+        """Faces cut out as dlib does, float [n, 3, 150, 150], -> float [n, 128]."""
+        weights = iter(self.buffers())
+
+        def convolve(x: Tensor, size: int, stride: int) -> Tensor:
+            values, scale = next(weights), next(weights)
+            filters = len(scale) // 2
+            kernel, bias = values[:-filters].view(filters, -1, size, size), values[-filters:]
+            x = F.conv2d(x, kernel, bias, stride, 0 if stride > 1 else size // 2)
+            gamma, beta = scale[:, None, None].chunk(2)
+            return gamma * x + beta
+
+        mean = torch.tensor(self.MEAN, device=chips.device)[:, None, None]
+        x = F.max_pool2d(convolve(((chips + 1) * 127.5 - mean) / 256, 7, 2).relu(), 3, 2)
+        for block in range(14):
+            halves = block in self.DOWN
+            y = convolve(convolve(x, 3, 2 if halves else 1).relu(), 3, 1)
+            x = _add(y, F.avg_pool2d(x, 2) if halves else x).relu()
+        return x.mean((2, 3)) @ next(weights).view(-1, 128)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = self.embed(targets)
+        return (self.embed(images) - wanted).square().sum(1).mean()
+
+
+def _add(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of two [n, c, h, w] of different sizes, as dlib adds them: what one has not is 0."""
+    c, h, w = (max(sizes) for sizes in zip(a.shape[1:], b.shape[1:], strict=True))
+    return sum(F.pad(x, (0, w - x.shape[3], 0, h - x.shape[2], 0, c - x.shape[1])) for x in (a, b))
+
+
+def dlib_weights() -> list[Tensor]:
+    """The parameters float32 [k] of dlib's face network in the order of its layers: from its package's file.
+
+    Raises ModelError if the package is not there.
+    """
+    data = dlib_face_network().read_bytes()
+    # dlib writes a whole number as its count of bytes and then these, the lowest first, and a tensor as the version 2,
+    # four sizes and its floats. A layer's name comes shortly before its tensor.
+    size = rb"(\x01.|\x02..|\x03...|\x04....)"
+    layer = re.compile(rb"(?:con_4|affine_|fc_2).{0,12}?\x01\x02" + 4 * size, re.DOTALL)
+    weights, end = [], 0
+    while found := layer.search(data, end):
+        count = math.prod(int.from_bytes(digits[1:], "little") for digits in found.groups())
+        end = found.end() + 4 * count
+        weights.append(torch.frombuffer(bytearray(data[found.end() : end]), dtype=torch.float32))
+    return weights
+
+
 class Moco(nn.Module):
     """1 - cos of MoCo v2's features (Chen et al. 2020), ResNet-50. Args: weights with keys `module.encoder_q.*`."""
 
@@ -141,11 +229,17 @@ def load_losses(config: Any) -> tuple[dict[str, tuple[float, nn.Module]], float]
 
     Args: config with the weights `lpips`, `identity`, `moco`, `perceptual`, and the `template`.
     Returns: name -> (weight, network), and the weight of the discriminator's features, which stand in for LPIPS.
+        dlib's face network, which needs no download, stands in for ArcFace.
     """
     makers = {
         "lpips": lambda: Lpips(published_weights("alexnet"), published_weights("lpips")),
         "identity": lambda: Identity(published_weights("arcface"), config.template),
         "moco": lambda: Moco(published_weights("moco")),
+    }
+    instead = {
+        "lpips": "the discriminator's features stand in for it",
+        "identity": "dlib's face network stands in for it",
+        "moco": "it is left out",
     }
     losses, perceptual = {}, config.perceptual
     for name, make in makers.items():
@@ -155,7 +249,9 @@ def load_losses(config: Any) -> tuple[dict[str, tuple[float, nn.Module]], float]
         try:
             losses[name] = (weight, make())
         except ModelError as error:
-            instead = "the discriminator's features stand in for it" if name == "lpips" else "it is left out"
-            print(f"The weights of the {name} loss cannot be had, so {instead}: {str(error).rstrip('.')}.")
-            perceptual += weight if name == "lpips" else 0.0
+            print(f"The weights of the {name} loss cannot be had, so {instead[name]}: {str(error).rstrip('.')}.")
+            if name == "lpips":
+                perceptual += weight
+            elif name == "identity":
+                losses[name] = (weight, DlibIdentity(dlib_weights(), config.template))
     return losses, perceptual

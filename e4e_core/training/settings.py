@@ -101,7 +101,7 @@ class EncoderTraining:
     lpips: float = 0.0
     """Weight of LPIPS (Zhang et al. 2018, AlexNet); without its weights `perceptual` takes its place."""
     identity: float = 0.0
-    """Weight of the distance of ArcFace embeddings, for faces."""
+    """Weight of the distance of ArcFace embeddings, for faces; without its weights, of dlib's, squared."""
     moco: float = 0.0
     """Weight of the distance of MoCo v2 features, for other domains."""
     known_codes: float = 1.0
