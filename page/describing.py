@@ -48,7 +48,9 @@ class Describing(Layout):
             **RAW,
         )
         taken = [*changed, self.described_ends, *buttons]
-        done.then(handle(self.take_slider), [self.described, self.visit], taken, **QUIETLY)
+        taken_over = done.then(handle(self.take_slider), [self.described, self.visit], taken, **QUIETLY)
+        for refused in (done, taken_over):  # the queue is full
+            refused.failure(handle(self.give_up_search), None, buttons, **at_once)
         self.cancel_words.click(handle(self.cancel_search), None, [self.status, self.cancel_words], **at_once)
         shown = [self.described_ends, self.status]
         self.crop.change(handle(self.show_described), [self.described, self.visit], shown, **QUIETLY)
@@ -109,6 +111,10 @@ class Describing(Layout):
                 for picture, sign in zip(pictures, "−0+", strict=False)
             ]
         }
+
+    def give_up_search(self, request: gr.Request) -> dict:
+        self.stop_search(request)
+        return self._search_buttons(False)
 
     def cancel_search(self, request: gr.Request) -> dict:
         if request.session_hash in self._searches:

@@ -2,8 +2,10 @@
 
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ class Downloads(Layout):
         made.success(fn=None, js="() => window.downloadReady()")
 
     def _lay_out_films(self) -> None:
+        self._films: dict[str, threading.Event] = {}  # what stops the last film of each page, by Gradio's session
         with gr.Accordion("Film of a slider", open=False, elem_id="film", elem_classes="card"):
             paths = self._paths(Visit(self.start))
             self.path = gr.Dropdown(
@@ -68,18 +71,26 @@ class Downloads(Layout):
         path: Any,
         kind: Any,
         whole: Any,
+        request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (Gradio finds it here)
     ) -> dict:
         check_open(visit)
+        stop = self._films[request.session_hash] = threading.Event()
         kind = "gif" if kind == "GIF" else "mp4"
         pictures = film(self.studio, visit, path, whole is True, 512 if kind == "gif" else 1024)
         name, start = f"edited-film.{kind}", time.perf_counter()
+        pictures = takewhile(lambda _: not stop.is_set(), pictures)
         shown = progress.tqdm(pictures, desc="Making the film", total=FRAMES, unit="pictures")
         made = self._download(visit, name, lambda target: save_film(shown, target), "")
         seconds = milliseconds(start) / 1000
         text = f"{name} lasts {FRAMES / RATE:.1f} s; made in {seconds:.0f} s."
         # The visit may have moved on meanwhile: it is no output.
         return {self.file: made[self.file], self.status: status_line(text, self.studio.where(visit.model))}
+
+    def stop_film(self, request: gr.Request) -> None:
+        """For a page that is closed: its film ends with the next picture."""
+        if stop := self._films.pop(request.session_hash, None):
+            stop.set()
 
     def download_face(self, visit: Visit) -> dict:
         check_open(visit)

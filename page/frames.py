@@ -6,6 +6,7 @@ fetches the next picture and hands it to the components that show it spares all 
 
 import asyncio
 import json
+from dataclasses import replace
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -34,6 +35,8 @@ class Frames(Layout):
     async def frame(self, request: Request) -> Response:
         """The sliders `bank` of the page `session`, set by `levels`, stand where `sent` says: a JSON object of these.
 
+        Its `again` is true after an answer that got lost.
+
         Returns: a JSON list with a value or null for each of `frame_parts`; 204 where there is nothing to show, and
             400 for what no page sends.
         """
@@ -53,6 +56,8 @@ class Frames(Layout):
         if not self._stands(state[key], bank, levels) or state[key].model not in self.studio:
             return Response(status_code=204)
         state[key] = self.studio.move(state[key], sent, rest=False)
+        if asked.get("again"):
+            state[key] = replace(state[key], full=None)
         if state[key].full is not None:  # what a slider that is let go of shows already
             return Response(status_code=204)
         full = len(self._waiting) >= limit("E4E_MAX_QUEUE")

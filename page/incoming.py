@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import E4EError, PhotoError
+from limits import limit
 from page.studio import is_out_of_memory
 
 FAILED = "Something went wrong here; try again, and reload the page if it happens again."
@@ -40,7 +41,7 @@ def uploaded(file: Any, folder: str) -> Path | io.BytesIO:
     """
     try:
         url = file.get("url") or ""
-        if url.startswith("data:"):
+        if url.startswith("data:") and len(url) <= limit("E4E_MAX_UPLOAD_MB") * 1_400_000:  # base64's 4/3, and more
             return io.BytesIO(base64.b64decode(url.partition(",")[2]))
         path = Path(file["path"])
         if path.resolve().is_relative_to(Path(folder).resolve()):

@@ -8,7 +8,7 @@ import gradio as gr
 from page.incoming import QUIETLY, chosen, uploaded_file
 from page.layout import Layout, Stands
 from page.parts import status_line
-from page.presets import Edits, built_in, edits_within, keep, own, read_settings
+from page.presets import Edits, built_in, edits_within, keep, of_face, own, read_settings
 from page.studio import Visit
 
 
@@ -64,6 +64,7 @@ class Keeping(Layout):
             settings = read_settings(path)
         finally:
             self._drop_upload(path)
+        settings = of_face(settings, visit.session.face if visit.session else 0)
         directions = self.studio.directions(visit)
         visit = self.studio.edited(visit, edits_within(directions, settings))
         missing = sum(name not in directions for name in settings["strengths"])

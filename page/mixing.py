@@ -27,9 +27,9 @@ class Mixing(Layout):
             )
             self.amounts = {part: amount_slider(part, *words) for part, words in AMOUNTS.items()}
 
-    def _wire_mixing(self, edited: list) -> None:
-        """`edited`: what the edits change on the page."""
-        inputs, outputs = [self.second, self.visit], [*edited, self.second]
+    def _wire_mixing(self, shown: list) -> None:
+        """`shown`: what a new picture changes on the page."""
+        inputs, outputs = [self.second, self.visit], [*shown, self.second]
         for event in (self.second.input, self.second.clear):
             event(self._in_sentences(self.open_second), inputs, outputs, show_progress_on=[self.status], **WORK)
 
@@ -37,7 +37,7 @@ class Mixing(Layout):
         """Another second photo, or none any more; one without a face leaves what was there."""
         if file is None:
             return {
-                **self._edited(self.studio.open_second(visit, None), "The second photo is gone."),
+                **self._rested(self.studio.open_second(visit, None), "The second photo is gone."),
                 self.second: None,
             }
         source = uploaded(file, self.second.GRADIO_CACHE)
@@ -47,4 +47,4 @@ class Mixing(Layout):
             self._drop_upload(source)
         text = "" if visit.edits.mix else "The second photo is there; move Morph, or take some of its styles."
         shown = as_value(data_url(smaller(visit.second.picture, FIELD)))
-        return {**self._edited(visit, text), self.second: shown}
+        return {**self._rested(visit, text), self.second: shown}

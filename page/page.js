@@ -3,36 +3,46 @@
 (() => {
   const REST = 250; // ms without a movement
   const PAINT = 50; // ms in which the browser shows a picture it has got
+  const LONG = 3000; // ms after which a full picture does not wait for the one that follows the hand
   const PATIENCE = 60000; // ms for one picture
   let timer;
   let newest = 0;
+  let overruled = 0;
   let turn = Promise.resolve();
   let face = 0;
 
+  const pause = (time) => new Promise((resolve) => { setTimeout(resolve, time); });
   const click = (id) => document.querySelector(id)?.click();
 
   // A slider moved. One picture is under way at a time; what waits for its turn gives way to a newer movement.
   window.follow = async (bank, paths, levels, values) => {
     clearTimeout(timer);
     const mine = ++newest;
+    const era = overruled;
     const before = turn;
     let end;
     turn = new Promise((resolve) => { end = resolve; });
     const done = turn;
-    timer = setTimeout(async () => { // never before this movement's own picture, which the full one would hold up
-      await done;
-      setTimeout(() => { if (mine === newest) click("#settle"); }, PAINT);
+    timer = setTimeout(async () => { // after this movement's own picture, which the full one would hold up
+      await Promise.race([done.then(() => pause(PAINT)), pause(LONG)]);
+      if (mine === newest) click("#settle");
     }, REST);
     await before;
     try {
       if (mine !== newest) return;
       const sent = { strengths: {}, mix: {} };
       paths.forEach((path, index) => { (path.length > 1 ? sent[path[0]] : sent)[path.at(-1)] = values[index]; });
-      const body = JSON.stringify({ session: window.__gradio_session_hash__, bank, levels, sent });
-      const signal = AbortSignal.timeout(PATIENCE);
-      const answer = await fetch(`${window.gradio_config.root}/frame`, { method: "POST", body, signal });
-      if (answer.status === 200) return (await answer.json()).map((value) => value ?? undefined);
-    } catch { // no network; the picture of the sliders at rest will say so
+      for (const again of [false, true]) {
+        const body = JSON.stringify({ session: window.__gradio_session_hash__, bank, levels, sent, again });
+        const signal = AbortSignal.timeout?.(PATIENCE);
+        try {
+          const answer = await fetch(`${window.gradio_config.root}/frame`, { method: "POST", body, signal });
+          const shown = answer.status === 200 ? await answer.json() : null;
+          return era === overruled ? shown?.map((value) => value ?? undefined) : undefined;
+        } catch { // the answer got lost; if the network stays away, the picture of the sliders at rest will say so
+          await pause(1000);
+        }
+      }
     } finally {
       end();
     }
@@ -42,9 +52,10 @@
   const overrule = () => {
     clearTimeout(timer);
     newest += 1;
+    overruled += 1;
   };
   document.addEventListener("click", (event) => {
-    if (event.target.closest("#undo, #redo, #reset-all, #presets, #strip")) overrule();
+    if (event.target.closest("#undo, #redo, #reset-all, #presets .gallery-item, #strip .thumbnail-item")) overrule();
   }, true);
 
   // The row of small pictures that was chosen; another page of them has none.
@@ -73,6 +84,7 @@
   };
   const name = () => {
     const each = (selector, act) => document.querySelectorAll(selector).forEach(act);
+    each("#status", (part) => set(part, "role", "status")); // its text is exchanged, itself stays
     each("#examples button", (button, index) => set(button, "aria-label", `Example ${index + 1}`));
     each("#faces .thumbnail-item", (button, index) => {
       set(button, "aria-label", `Face ${index + 1}`);

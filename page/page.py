@@ -142,7 +142,6 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         self.photo.input(handle(self.open_photo), [self.photo, self.visit], opened, **work)
         self.examples.click(handle(self.open_example), [self.examples, self.visit], opened, **work)
         self.faces.select(handle(self.choose_face), [self.visit], opened, **work)
-        self.tabs.select(handle(self.change_view), [self.visit], shown, trigger_mode="always_last", **QUIETLY)
         self.divider.input(
             fn=None,
             inputs=self.divider,
@@ -151,6 +150,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         )
         # A click that comes while its predecessor is under way must not get lost: two undos are two steps.
         steps = {"trigger_mode": "multiple", **QUIETLY}
+        self.tabs.select(handle(self.change_view), [self.visit], shown, **steps)
         self.undo.click(handle(self.step_back), [self.visit], edited, **steps)
         self.redo.click(handle(self.step_forth), [self.visit], edited, **steps)
         self.strip.select(handle(self.choose_step), [self.visit], edited, **steps)
@@ -158,7 +158,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
 
         self._wire_frames()
         self._wire_films()
-        self._wire_mixing(edited)
+        self._wire_mixing(shown)
         self._wire_exploring(edited)
         self._wire_keeping(edited)
         # Loading can take minutes and has a queue of its own, so that nobody else's sliders wait for it.
@@ -226,7 +226,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
     def _open(self, visit: Visit, source: Path | io.BytesIO | Image.Image) -> dict:
         start = time.perf_counter()
         self._make_room()
-        visit = self.studio.open(visit, source)
+        visit = replace(self.studio.open(visit, source), opened=start)
         count = len(visit.session.faces)
         found = {0: "", 1: "Found a face."}.get(count, f"Found {count} faces; choose among them below the photo.")
         return self._opened(visit, f"{found} Opened in {milliseconds(start):.0f} ms.".strip())
@@ -291,8 +291,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         return self._step(visit, 1)
 
     def _step(self, visit: Visit, by: int) -> dict:
-        stepped = self.studio.step(visit, by)
-        return gr.skip() if stepped is None else self._edited(stepped)
+        return self._edited(self.studio.step(visit, by) or visit)
 
     def choose_step(self, event: gr.SelectData, visit: Visit) -> dict:
         """One of the small pictures of what was before."""
@@ -306,7 +305,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
 
     def _edited(self, visit: Visit, text: str = "") -> dict:
         """The result, and the sliders where the visit has them."""
-        visit = replace(visit, set_at=str(time.time_ns()))
+        visit = replace(self.studio.edited(visit, visit.edits), set_at=str(time.time_ns()))
         return {**self._rested(visit, text), self.levels: self._levels(visit)}
 
     def _levels(self, visit: Visit) -> str:
@@ -409,16 +408,19 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         """
         self.stop_refining(request)
         self.stop_search(request)
-        self._drop_photo(request.session_hash)
-        once_more = threading.Timer(LATE, self._drop_photo, [request.session_hash])
+        self.stop_film(request)
+        now = time.perf_counter()
+        self._drop_photo(request.session_hash, now)
+        once_more = threading.Timer(LATE, self._drop_photo, [request.session_hash, now])
         once_more.daemon = True
         once_more.start()
 
-    def _drop_photo(self, session: str) -> None:
+    def _drop_photo(self, session: str, before: float) -> None:
+        """Drop the photo of a page if it was chosen before that time."""
         states = self.blocks.state_holder.session_data
         if session in states and self.visit._id in states[session]:
             state = states[session]
-            if state[self.visit._id].session is not None:
+            if state[self.visit._id].session is not None and state[self.visit._id].opened < before:
                 state[self.visit._id] = state[self.visit._id].without_photo()
             state[self.found._id] = None
 

@@ -49,7 +49,7 @@ def smaller(photo: Image.Image, longest: int) -> Image.Image:
 
 
 def status_line(text: str, detail: str = "") -> str:
-    return f"<p role='status'><span>{html.escape(text)}</span><span>{html.escape(detail)}</span></p>"
+    return f"<p><span>{html.escape(text)}</span><span>{html.escape(detail)}</span></p>"
 
 
 def step(direction: Direction) -> float:

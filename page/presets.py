@@ -164,3 +164,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or not isinstance(settings.get("strengths"), dict):
         raise PhotoError(missing)
     return settings
+
+
+def of_face(settings: dict[str, Any], face: int) -> dict[str, Any]:
+    """What settings of `read_settings` say of one face: its own edits where they name several faces, else theirs."""
+    others = settings.get("others")
+    edits = others.get(str(face)) if isinstance(others, dict) else None
+    return edits if isinstance(edits, dict) and isinstance(edits.get("strengths"), dict) else settings

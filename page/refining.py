@@ -47,7 +47,9 @@ class Refining(Layout):
             begun = button.click(handle(self.begin_refining), [self.visit], [*buttons, self.status], **at_once)
             done = begun.then(handle(improve), [self.visit], [self.found, self.status], **own_queue)
             taken = [*shown, self.found, *buttons]
-            done.then(handle(self.take_over), [self.found, self.visit], taken, **QUIETLY)
+            taken_over = done.then(handle(self.take_over), [self.found, self.visit], taken, **QUIETLY)
+            for refused in (done, taken_over):  # the queue is full
+                refused.failure(handle(self.give_up), None, [self.found, *buttons], **at_once)
         self.cancel.click(handle(self.cancel_refining), None, [self.status, self.cancel], **at_once)
         self.unrefine.click(handle(self.back_to_inversion), [self.visit], shown, **QUIETLY)
 
@@ -94,6 +96,10 @@ class Refining(Layout):
             return {**done, self.status: status_line("Another face or photo is open by now; refine that one.")}
         visit = self.studio.refined(visit, refinement.session)
         return {**done, **self._show(visit, preview=False, text=words(refinement))}
+
+    def give_up(self, request: gr.Request) -> dict:
+        self.stop_refining(request)
+        return {self.found: None, **self._buttons(refining=False)}
 
     def cancel_refining(self, request: gr.Request) -> dict:
         if request.session_hash in self._stops:

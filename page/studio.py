@@ -85,13 +85,14 @@ class Visit:
         session: the photo and the face being edited, None before the first one.
         edits: where the sliders stand.
         history: of this face.
-        others: the photo's other edited faces, by number.
+        others: the photo's other faces that were opened, by number.
         backdrop: the photo with the other faces' edits; None if there are none.
         second: the photo that is mixed in, None if there is none.
         own: the directions this visit has kept for itself, by model.
         view: the open tab, "face", "compare" or "photo".
         before: the aligned crop as the page shows it.
         full: the result at full size; None while it is out of date.
+        opened: when its photo was chosen, by time.perf_counter().
         dropped: whether there was a photo, which made room for others.
         set_at: when something else than a hand last set the sliders, as text.
     """
@@ -107,6 +108,7 @@ class Visit:
     view: str = "face"
     before: str = ""
     full: Image.Image | None = None
+    opened: float = 0.0
     dropped: bool = False
     set_at: str = ""
 
@@ -241,7 +243,6 @@ class Studio:
             session, history = others.pop(face)
         else:
             session, history = self._encode(visit.model, None, face, visit.session), History()
-        others = {number: other for number, other in others.items() if other[1].edits}
         changed = {"session": session, "history": history, "edits": history.edits, "others": others}
         return self._with_backdrop(replace(visit, **changed, full=None))
 
@@ -279,6 +280,8 @@ class Studio:
         """The visit with its other faces' edits in its photo."""
         backdrop = None
         for other, past in visit.others.values():
+            if not past.edits:
+                continue
             picture = self.draw(visit, past.edits, session=other)
             other = replace(other, photo=backdrop or other.photo)
             backdrop = self._lay(visit.model, other, [picture], [past.edits])[0]
@@ -356,11 +359,14 @@ class Studio:
 
     def move(self, visit: Visit, sent: Mapping[str, Any], rest: bool) -> Visit:
         """The visit with its sliders elsewhere, see `edits_within`; `rest` makes that a step which can be undone."""
-        return self.edited(visit, edits_within(self.directions(visit), sent), rest)
+        edits = edits_within(self.directions(visit), sent)
+        return self._with(visit, edits, visit.history.rested(edits) if rest else visit.history)
 
-    def edited(self, visit: Visit, edits: Edits, rest: bool = True) -> Visit:
-        """The visit with other edits; `rest` makes them a step which can be undone."""
-        history = visit.history.rested(edits) if rest else visit.history
+    def edited(self, visit: Visit, edits: Edits) -> Visit:
+        """The visit with other edits, as a step which can be undone, after where the hand had left the sliders."""
+        return self._with(visit, edits, visit.history.rested(visit.edits).rested(edits))
+
+    def _with(self, visit: Visit, edits: Edits, history: History) -> Visit:
         return replace(visit, edits=edits, history=history, full=visit.full if edits == visit.edits else None)
 
     def step(self, visit: Visit, by: int) -> Visit | None:
@@ -409,7 +415,8 @@ class Studio:
         settings = {"model": Path(visit.model).name, **visit.edits.plain()}
         if visit.session is not None and len(visit.session.faces) > 1:
             settings["face"] = visit.session.face
-            settings["others"] = {str(face): past.edits.plain() for face, (_, past) in visit.others.items()}
+            others = {str(face): past.edits for face, (_, past) in visit.others.items()}
+            settings["others"] = {face: edits.plain() for face, edits in others.items() if edits}
         return settings
 
     def words(self, visit: Visit, edits: Edits | None = None) -> str:

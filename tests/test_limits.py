@@ -79,6 +79,11 @@ def test_a_page_that_was_cut_off_keeps_its_edits_but_not_its_photo(page, opened)
     assert left.session is None and left.dropped
     assert (left.model, left.edits) == ("other", Edits({"smile": 1.0}))
     page.forget(SimpleNamespace(session_hash="never seen"))
+    back = page.open_example(0, replace(left, model="tiny"))[page.visit]
+    for visit, kept in ((back, True), (replace(back, opened=0.0), False)):  # chosen after the page was closed, before
+        holder["asleep"][key] = visit
+        page._drop_photo("asleep", before=1e-9)
+        assert (holder["asleep"][key].session is not None) == kept
 
 
 def test_sliders_that_are_gone_are_replaced(page, opened):

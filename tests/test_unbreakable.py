@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -230,7 +231,7 @@ def test_hostile_slider_files_are_a_sentence(page, visit, stored, name):
 
 @pytest.mark.parametrize("path", ["../x", None, 5, ["smile"], " morph"])
 def test_films_of_what_is_not_there_are_a_sentence(page, visit, path):
-    said(page, page.download_film, visit, path, "GIF", False)
+    said(page, page.download_film, visit, path, "GIF", False, SimpleNamespace(session_hash="one"))
 
 
 def test_sliders_that_something_else_has_set_since_are_not_heard(page, visit):
