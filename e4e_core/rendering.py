@@ -37,6 +37,7 @@ TILES = 128  # tiles of a strip of minimal filtering: fewer read the weights too
 KEPT_BYTES = 256 * 2**20  # features kept for all sessions together
 SNAPSHOT_BYTES = 48 * 2**20  # the largest single one: 256² of a published generator, not 512²
 BRANCH = 8  # the layer from which most edits of colour and detail start
+_capturing = threading.Lock()  # CUDA captures one graph at a time in a process
 
 # F(4×4, 3×3): output tile = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A, here as Kronecker products on flattened tiles.
 _B = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]]
@@ -198,7 +199,8 @@ class _Graphs:
         """float32 [1, L, D] -> [1, 3, side, side], valid until the next picture of this size."""
         with torch.cuda.device(self.model.device):
             if side not in self._captured:
-                self._captured[side] = self._capture(side)
+                with _capturing, torch.cuda.stream(torch.cuda.current_stream()):  # left in order by a failed capture
+                    self._captured[side] = self._capture(side)
             graph, given, picture = self._captured[side]
             given.copy_(codes)
             graph.replay()
@@ -212,7 +214,8 @@ class _Graphs:
             for _ in range(3):  # libraries set themselves up in their first calls, which cannot be captured
                 self.model.synthesize(given, side)
         torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
+        # Other threads may use the GPU meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             picture = self.model.synthesize(given, side)
         return graph, given, picture
 

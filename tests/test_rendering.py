@@ -170,7 +170,7 @@ def pretended_gpu(monkeypatch) -> None:
     """Gives the renderer's graphs a CPU for a GPU."""
 
     @contextmanager
-    def graph(recorded: RecordedGraph, capture_error_mode: str) -> Iterator[None]:
+    def graph(recorded: RecordedGraph, stream: object, capture_error_mode: str) -> Iterator[None]:
         with recorded:
             yield
 
