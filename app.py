@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import importlib.util
 import logging
 import os
@@ -62,6 +63,12 @@ def first_editor(name: str) -> tuple[Studio, str, str]:
     return Studio(name, Editor(model), on_gpu, live=not zero_gpu), name, notice or ""
 
 
+def share_heaps() -> None:
+    """Let all threads share two heaps: with glibc's one for each, what a thread has freed is of no use to the others."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").mallopt(-8, 2)  # M_ARENA_MAX
+
+
 @contextlib.contextmanager
 def temporary_files() -> Iterator[None]:
     """A folder for uploads and downloads that goes with this process, even while pages are open that hold Gradio up."""
@@ -84,6 +91,7 @@ def temporary_files() -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     """Serve the page until interrupted. Returns the exit code."""
     chosen = options(arguments)
+    share_heaps()
     for end in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # a service manager's, a closed terminal's
         if signal.getsignal(end) == signal.SIG_DFL:  # not with nohup
             signal.signal(end, signal.default_int_handler)  # in good order, too

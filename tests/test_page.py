@@ -671,6 +671,42 @@ def test_a_phone_shows_everything_in_one_column(other, tmp_path):
     other.set_viewport_size({"width": 1440, "height": 900})
 
 
+# The texts that can be read against what lies behind them with a contrast below 4.5 (WCAG 2.2, 1.4.3).
+FAINT = """() => {
+  const parts = (colour) => (colour.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
+  const over = ([r, g, b, a = 1], below) => [r, g, b].map((value, i) => a * value + (1 - a) * below[i]);
+  const behind = (part) => {
+    if (!part) return [255, 255, 255];
+    const colour = parts(getComputedStyle(part).backgroundColor);
+    return colour[3] === undefined ? colour : over(colour, behind(part.parentElement));
+  };
+  const light = (colour) => {
+    const linear = colour.map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  };
+  const faint = [];
+  for (const part of document.querySelectorAll("body *")) {
+    const own = [...part.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data).join("").trim();
+    if (!own || !part.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
+    if (part.closest("button:disabled, style, script, noscript")) continue;
+    const below = behind(part);
+    const [a, b] = [light(over(parts(getComputedStyle(part).color), below)), light(below)];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (contrast < 4.5) faint.push(`${own} ${contrast.toFixed(1)}`);
+  }
+  return faint;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_words_can_be_read_in_light_and_dark(visit, scheme):
+    page = visit(color_scheme=scheme)
+    upload(page, ASTRONAUT)
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g)[0]")
+    assert (int(light) > 128) == (scheme == "light")
+    assert page.evaluate(FAINT) == []
+
+
 def test_the_finished_page_is_photographed(other, tmp_path):
     """With E4E_SCREENSHOT=1 into docs/page.png, for the README; with the demo model where it is there."""
     if (CHECKPOINTS / "demo" / "config.json").exists():
