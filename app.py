@@ -64,7 +64,7 @@ def first_editor(name: str) -> tuple[Studio, str, str]:
 
 
 def share_heaps() -> None:
-    """Let all threads share two heaps: with glibc's one for each, what a thread has freed is of no use to the others."""
+    """Let all threads share two heaps: of glibc's one for each, what one has freed is of no use to the others."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").mallopt(-8, 2)  # M_ARENA_MAX
 
