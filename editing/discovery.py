@@ -9,6 +9,7 @@ import argparse
 import csv
 import math
 import random
+import re
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -66,31 +67,56 @@ def read_labels(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns of a csv table as float64 [n], for the pictures `names` in that order; only columns in SLIDERS.
 
     Numbers are taken as they are, brackets such as 30-39 and 70+ as their middle (70+ as 75), and of two words the
-    one that comes second in the alphabet is 1, the other 0. Raises TrainingError for missing rows or columns.
+    one that comes second in the alphabet is 1, the other 0. The columns that are left out are named on stderr.
+    Raises TrainingError for a table that cannot be read, missing rows or columns, and cells that are none of these.
     """
-    with open(file, newline="") as table:
-        rows = {row["file"]: row for row in csv.DictReader(table)}
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as table:
+            reader = csv.DictReader(table)
+            known = reader.fieldnames or []
+            rows = {row.get("file"): row for row in reader}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrainingError(f"The table {file} cannot be read ({error}); name a csv file.") from error
+    if "file" not in known:
+        raise TrainingError(f"{file} has no column `file`; add one with names of pictures such as {names[0]}.")
     missing = [name for name in names if name not in rows]
     if missing:
         raise TrainingError(f"{file} has no row for {missing[0]} and {len(missing) - 1} others; add them.")
-    columns = [column for column in SLIDERS if column in rows[names[0]]]
+    columns = [column for column in SLIDERS if column in known]
     if not columns:
         raise TrainingError(f"{file} has none of the columns {', '.join(SLIDERS)}; name them so.")
-    return {column: _numbers([rows[name][column] for name in names]) for column in columns}
+    if others := [column for column in known if column not in SLIDERS and column != "file"]:
+        print(f"Left out of {file}: {', '.join(others)}; sliders are made of {', '.join(SLIDERS)}.", file=sys.stderr)
+    return {column: _numbers(file, column, names, [rows[name][column] for name in names]) for column in columns}
 
 
-def _numbers(texts: list[str]) -> np.ndarray:
-    words = sorted(set(texts))
-    if len(words) == 2:
-        return np.array([float(text == words[1]) for text in texts])
-    return np.array([_number(text) for text in texts])
+def _numbers(file: Path, column: str, names: Sequence[str], texts: list[str | None]) -> np.ndarray:
+    """float64 [n] of a column's cells; those of a row that is too short are None."""
+    texts = [(text or "").strip() for text in texts]
+    numbers = [_number(text) for text in texts]
+    unclear = [text for text, number in zip(texts, numbers, strict=True) if number is None]
+    if not unclear:
+        return np.array(numbers)
+    if len(unclear) == len(texts) and len(set(texts)) <= 2 and "" not in texts:
+        second = max(texts)
+        return np.array([float(text == second) for text in texts])
+    wrong = "" if "" in unclear else unclear[0]
+    cell, name = repr(wrong) if wrong else "nothing", names[texts.index(wrong)]
+    raise TrainingError(
+        f"{file} has {cell} instead of a number in the column {column} for {name}; correct it, or remove the column."
+    )
 
 
-def _number(text: str) -> float:
-    if text.endswith("+"):
-        return float(text[:-1]) + 5
-    low, dash, high = text.partition("-")
-    return (float(low) + float(high)) / 2 if dash and low else float(text)
+def _number(text: str) -> float | None:
+    """A finite number or the middle of a bracket; None for anything else."""
+    bracket = re.fullmatch(r"(\d+\.?\d*)-(\d+\.?\d*)", text)
+    try:
+        if bracket:
+            return (float(bracket[1]) + float(bracket[2])) / 2
+        number = float(text[:-1]) + 5 if text.endswith("+") else float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 @torch.no_grad()
@@ -111,8 +137,9 @@ def fit_directions(codes: Tensor, attributes: dict[str, np.ndarray]) -> dict[str
     not look like it; Haufe et al. 2014.) Conditioning on the other attributes is what keeps age out of glasses.
 
     Args: codes float32 [n, L, D]; attributes float64 [n] each.
-    Returns: float32 [L, D] each.
+    Returns: float32 [L, D] each; attributes that never vary are left out.
     """
+    attributes = {name: column for name, column in attributes.items() if np.ptp(column) > 0}
     values = np.stack(list(attributes.values()), 1)  # [n, k]
     values = (values - values.mean(0)) / values.std(0)
     design = torch.from_numpy(np.concatenate([np.ones((len(values), 1)), values], 1))  # [n, 1 + k]
@@ -328,6 +355,7 @@ def learn(
     order = random.Random(seed)
     shown = order.sample(range(count - holdout), min(photos, count - holdout))
     kept = order.sample(range(count - holdout, count), min(2 * faces, holdout))
+    labelled = {} if labels is None else read_labels(labels, [pictures.names[i] for i in shown])
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         if labels is None:
             look = partial(Judge((), np.zeros((129, 0))), embedded=False)
@@ -343,9 +371,11 @@ def learn(
         if len(shown) < 100:
             raise TrainingError(f"dlib finds a face in only {len(shown)} of the pictures; give a table with --labels.")
         attributes = {name: np.array([row[name] for row in found.values()]) for name in found[shown[0]]}
-        if labels is not None:
-            attributes |= read_labels(labels, [pictures.names[i] for i in shown])
+        attributes |= labelled
         vectors = fit_directions(invert_all(model, pictures, shown), attributes)
+        if constant := [name for name in attributes if name not in vectors]:
+            print(f"Left out, as all pictures have the same value: {', '.join(constant)}.", file=sys.stderr)
+            attributes = {name: attributes[name] for name in vectors}
         few = shown[:JUDGED_ON]
         judged = [to_picture(pictures[i]) for i in few]
         seen = list(tqdm(pool.map(examine, judged, chunksize=8), "measuring photos", len(few)))

@@ -2,6 +2,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +13,8 @@ from e4e_core import load_model
 from editing import discovery
 from editing.attributes import measure_light
 from editing.directions import PUBLISHED, Direction, DirectionSet, directions_for, published_directions, tomllib
-from editing.discovery import Trial
-from errors import DirectionError, DownloadError
+from editing.discovery import Trial, fit_directions, read_labels
+from errors import DirectionError, DownloadError, TrainingError
 
 LAYERS, WIDTH = 6, 4
 NAMES = ("age", "light", "pose", "smile")
@@ -333,3 +334,56 @@ def test_sliders_are_learned_from_photos_alone(shared, monkeypatch):
     smile = learned["smile"]
     assert smile.source.endswith("photos, measured")
     assert smile.measured["mean_rises"] and smile.measured["high"] - smile.measured["low"] > 1
+
+
+def test_labels_are_numbers_brackets_and_two_words(tmp_path, capsys):
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "\ufefffile,age,gender,yaw,hat\nb.png,70+,Male,10,yes\na.png,30-39,Female,-9,no\nc.png,4,Male,1e-1,\n"
+    )
+    labels = read_labels(table, ["a.png", "b.png", "c.png"])
+    assert {name: column.tolist() for name, column in labels.items()} == {
+        "age": [34.5, 75, 4],
+        "gender": [0, 1, 1],
+        "yaw": [-9, 10, 0.1],
+    }
+    assert "Left out of" in (said := capsys.readouterr().err) and ": hat; sliders are made of smile" in said
+    assert read_labels(table, ["b.png", "c.png"])["gender"].std() == 0  # one word is no error
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name,age\na.png,3\n", "has no column `file`; add one with names of pictures such as a.png."),
+        ("", "has no column `file`; add one with names of pictures such as a.png."),
+        ("file,age\na.png,3\n", "has no row for b.png and 0 others; add them."),
+        ("file,hat\na.png,3\nb.png,4\n", "has none of the columns smile, "),
+        ("file,age\na.png,3\nb.png,\n", "has nothing instead of a number in the column age for b.png; correct it, or"),
+        ("file,age\na.png,3\nb.png\n", "has nothing instead of a number in the column age for b.png; correct it, or"),
+        ("file,gender\na.png,Male\nb.png,\n", "has nothing instead of a number in the column gender for b.png;"),
+        ("file,age\na.png,3\nb.png,old\n", "has 'old' instead of a number in the column age for b.png;"),
+        ("file,age\na.png,3\nb.png,nan\n", "has 'nan' instead of a number in the column age for b.png;"),
+    ],
+)
+def test_unusable_labels_are_sentences(tmp_path, text, sentence):
+    table = tmp_path / "labels.csv"
+    table.write_text(text)
+    with pytest.raises(TrainingError) as refusal:
+        read_labels(table, ["a.png", "b.png"])
+    assert sentence in str(refusal.value)
+
+
+def test_a_table_that_cannot_be_read_is_a_sentence(tmp_path):
+    with pytest.raises(TrainingError, match=r"cannot be read \(.*No such file.*\); name a csv file\."):
+        read_labels(tmp_path / "labels.csv", ["a.png"])
+    (tmp_path / "faces.zip").write_bytes(b"PK\xff\xfe")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        read_labels(tmp_path / "faces.zip", ["a.png"])
+
+
+def test_a_column_that_never_varies_spoils_no_direction():
+    codes, rng = torch.randn(50, 2, 3), np.random.default_rng(0)
+    smile = rng.standard_normal(50)
+    learned = fit_directions(codes, {"smile": smile, "warm": np.full(50, 0.1)})
+    assert list(learned) == ["smile"]
+    torch.testing.assert_close(learned["smile"], fit_directions(codes, {"smile": smile})["smile"])
