@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -51,6 +52,7 @@ SLIDERS = {  # name: (label, group); the names are columns of the table of label
 JUDGED = ("age", "gender")  # read off dlib's embedding by a model fitted on the labels; the others are measured
 JUDGED_ON = 600  # photos whose embeddings are fitted to the labels
 RIDGE = 0.1
+LOGIT_RIDGE = 0.01  # weight of the log-odds' variance against the mean loss of a photo
 # Strengths tried in calibration, in lengths of the codes' own spread, whatever length the fit gave the direction. Each
 # is the double of the one two places before it.
 TRIED = 1.5 * 2.0 ** (np.arange(-6, 1) / 2)
@@ -135,6 +137,7 @@ def fit_directions(codes: Tensor, attributes: dict[str, np.ndarray]) -> dict[str
     Least squares of the codes on all standardised attributes together: codes ≈ b₀ + Σ aₖ·bₖ. The slopes bₖ are the
     directions. (Regressing the attribute on the codes gives a filter, which is sensitive to the attribute but does
     not look like it; Haufe et al. 2014.) Conditioning on the other attributes is what keeps age out of glasses.
+    An attribute with two values takes its direction from `fit_logistic`, and only its length from least squares.
 
     Args: codes float32 [n, L, D]; attributes float64 [n] each.
     Returns: float32 [L, D] each; attributes that never vary are left out.
@@ -143,8 +146,44 @@ def fit_directions(codes: Tensor, attributes: dict[str, np.ndarray]) -> dict[str
     values = np.stack(list(attributes.values()), 1)  # [n, k]
     values = (values - values.mean(0)) / values.std(0)
     design = torch.from_numpy(np.concatenate([np.ones((len(values), 1)), values], 1))  # [n, 1 + k]
-    slopes = torch.linalg.lstsq(design, codes.flatten(1).double()).solution[1:]  # [k, L*D]
+    flat = codes.flatten(1).double()  # [n, L*D]
+    slopes = torch.linalg.lstsq(design, flat).solution[1:]  # [k, L*D]
+    for number, column in enumerate(attributes.values()):
+        if len(np.unique(column)) == 2:
+            others = torch.cat([design[:, : number + 1], design[:, number + 2 :]], 1)
+            direction = fit_logistic(flat, torch.from_numpy(column == column.max()), others)
+            slopes[number] = direction * slopes[number].norm() / direction.norm()
     return {name: b.reshape(codes.shape[1:]).float() for name, b in zip(attributes, slopes, strict=True)}
+
+
+def fit_logistic(codes: Tensor, label: Tensor, others: Tensor) -> Tensor:
+    """How the codes differ between two classes, the other attributes held, by ridge-regularised logistic regression.
+
+    The label is regressed on the other attributes and on what these leave unexplained of the codes. The codes'
+    covariance with their part of the log-odds, the pattern of Haufe et al. 2014, is the direction: for Gaussian classes
+    of one covariance the difference of their means, however unequal their sizes. The penalty is on the variance of
+    the log-odds, so it favours no axis of the codes. Where there are more coordinates than photos, the result is that
+    of least squares.
+
+    Args: codes float64 [n, p]; label bool [n], both values among them; others float64 [n, k], the first column 1.
+    Returns: float64 [p], of any length.
+    """
+    rest = codes - others @ torch.linalg.lstsq(others, codes).solution  # [n, p]
+    u, s, _ = torch.linalg.svd(rest, full_matrices=False)
+    white = u[:, s > 1e-6 * s[0]] * len(u) ** 0.5  # [n, rank], the codes' principal components of variance 1
+    design = torch.cat([others, white], 1)
+    weights = torch.zeros(design.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.binary_cross_entropy_with_logits(design @ weights, label.double())
+        value = value + LOGIT_RIDGE / 2 * weights[1:].square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return rest.T @ (white @ weights.detach()[others.shape[1] :])
 
 
 @dataclass(frozen=True)

@@ -387,3 +387,36 @@ def test_a_column_that_never_varies_spoils_no_direction():
     learned = fit_directions(codes, {"smile": smile, "warm": np.full(50, 0.1)})
     assert list(learned) == ["smile"]
     torch.testing.assert_close(learned["smile"], fit_directions(codes, {"smile": smile})["smile"])
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), 0).item()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_two_classes_differ_by_their_means_however_unequal_and_whatever_else_differs(share):
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    scale = torch.logspace(0, -1.5, LAYERS * WIDTH)  # Gaussian classes of one covariance, far from round
+    gender = (torch.rand(2000, generator=draw) < share).float()
+    age = 0.8 * gender / (share * (1 - share)) ** 0.5 + normal(2000)
+    between, by_age = scale * normal(LAYERS * WIDTH), scale * normal(LAYERS * WIDTH)
+    codes = scale * normal(2000, LAYERS * WIDTH) + gender[:, None] * between + age[:, None] * by_age
+    codes, attributes = codes.view(-1, LAYERS, WIDTH), {"age": age.numpy(), "gender": gender.numpy()}
+    learned = fit_directions(codes, attributes)
+    assert cosine(learned["gender"], between) > 0.97 and cosine(learned["age"], by_age) > 0.97
+    assert cosine(fit_directions(codes, {"gender": attributes["gender"]})["gender"], between) < 0.9  # age is in it
+    assert torch.equal(learned["gender"], fit_directions(codes, attributes)["gender"])
+    turned = fit_directions(codes, {"age": attributes["age"], "gender": 5 - 2 * attributes["gender"]})
+    torch.testing.assert_close(turned["gender"], -learned["gender"], rtol=1e-2, atol=1e-4)
+
+
+def test_two_classes_of_fewer_photos_than_coordinates_differ_as_least_squares_says():
+    codes = torch.randn(20, LAYERS, WIDTH, generator=torch.Generator().manual_seed(0))
+    label = torch.arange(20) % 3 == 0
+    learned = fit_directions(codes, {"gender": label.double().numpy()})["gender"]
+    means = (codes[label].mean(0) - codes[~label].mean(0)) * label.double().std(correction=0)
+    torch.testing.assert_close(learned, means.float(), rtol=1e-3, atol=1e-5)
