@@ -377,6 +377,7 @@ def learn(
     photos: int = 6000,
     faces: int = 32,
     seed: int = 0,
+    against: Sequence[str] = (),
 ) -> DirectionSet:
     """Directions for every column of `labels` that is in SLIDERS, and for the light of the pictures.
 
@@ -385,7 +386,8 @@ def learn(
         labels: a csv table with a column `file`; without one, what `measure` says of the faces.
         holdout: how many pictures at the end the encoder was not trained on; calibration uses only these.
         photos: how many others to fit on. faces: how many held-out faces to calibrate on, and as many to measure on.
-    Raises: TrainingError for unusable data.
+        against: directions along which the others must not move a face, see `DirectionSet.keeping`.
+    Raises: TrainingError for unusable data; DirectionError for names in `against` that have no column.
     """
     pictures = Pictures(data, model.input_size)
     count = len(pictures)
@@ -424,9 +426,14 @@ def learn(
         codes = invert_all(model, pictures, kept)
         tuning, testing = codes[: len(codes) // 2], codes[len(codes) // 2 :]
         trial = Trial(model, judge, spread, pool)
+        source = f"learned from {len(shown)} {told}" + (f", against {', '.join(against)}" if against else "")
+        fitted = {
+            name: Direction(*SLIDERS[name], -1.0, 1.0, vectors[name], source=source)
+            for name in SLIDERS
+            if name in vectors
+        }
         directions = {}
-        for name, vector in tqdm(((name, vectors[name]) for name in SLIDERS if name in vectors), "calibrating"):
-            direction = Direction(*SLIDERS[name], -1.0, 1.0, vector, source=f"learned from {len(shown)} {told}")
+        for name, direction in tqdm(DirectionSet(fitted).keeping(against).items(), "calibrating"):
             direction = trial.choose_layers(trial.to_length(direction, tuning), name, tuning)
             direction = trial.calibrate(direction, name, tuning)
             if direction is not None:
@@ -443,12 +450,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--holdout", type=int, default=500, help="pictures at the end the encoder never saw")
     parser.add_argument("--photos", type=int, default=6000, help="photos to fit on")
     parser.add_argument("--faces", type=int, default=32, help="held-out faces to calibrate on, and to measure on")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        choices=[*SLIDERS],
+        default=[],
+        metavar="NAME",
+        help="directions along which the others must not move a face, such as yaw (conditional manipulation)",
+    )
     options = parser.parse_args(arguments)
     try:
         model = load_model(options.model)
         if model.folder is None:
             raise TrainingError(f"{options.model} is not a folder of this project; convert it with load_model first.")
-        directions = learn(model, options.data, options.labels, options.holdout, options.photos, options.faces)
+        counts = (options.holdout, options.photos, options.faces)
+        directions = learn(model, options.data, options.labels, *counts, against=options.against)
         directions.save(model.folder)
     except E4EError as error:
         print(error, file=sys.stderr)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from e4e_core import load_model
+from e4e_core.training.data import Pictures
 from editing import discovery
 from editing.attributes import measure_light
 from editing.directions import PUBLISHED, Direction, DirectionSet, directions_for, published_directions, tomllib
@@ -336,6 +337,48 @@ def test_sliders_are_learned_from_photos_alone(shared, monkeypatch):
     assert smile.measured["mean_rises"] and smile.measured["high"] - smile.measured["low"] > 1
 
 
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), 0).item()
+
+
+def test_learned_sliders_leave_alone_what_they_are_fitted_against(tmp_path, shared, monkeypatch):
+    draw, data, labels = np.random.default_rng(0), shared / "faces" / "faces128.zip", tmp_path / "labels.csv"
+    rows = [f"{name},{draw.normal()},{draw.normal()}\n" for name in Pictures(data, 32).names]
+    labels.write_text("file,smile,yaw\n" + "".join(rows))
+    monkeypatch.setattr(discovery, "SLIDERS", {name: discovery.SLIDERS[name] for name in ("smile", "yaw")})
+    monkeypatch.setattr(discovery, "ProcessPoolExecutor", lambda mp_context: ThreadPoolExecutor(1))
+    monkeypatch.setattr(discovery, "invert_all", lambda model, pictures, shown: random_codes(len(shown)))
+    landmarks = {"smile": 0.0, "yaw": 0.0}
+    monkeypatch.setattr(discovery, "examine", lambda picture: (measure_light(picture) | landmarks, np.zeros(128)))
+    for step in ("choose_layers", "calibrate"):
+        monkeypatch.setattr(Trial, step, lambda self, direction, name, codes: direction)
+    monkeypatch.setattr(Trial, "figures", lambda self, direction, name, codes: {})
+    model = SimpleNamespace(input_size=32)
+    free, held = (discovery.learn(model, data, labels, photos=110, against=names) for names in ((), ("yaw",)))
+    torch.testing.assert_close(held["yaw"].vectors, free["yaw"].vectors)
+    together = [cosine(*rows) for rows in zip(held["smile"].vectors, held["yaw"].vectors, strict=True)]
+    assert together == pytest.approx([0] * LAYERS, abs=1e-5)
+    assert cosine(held["smile"].vectors, free["smile"].vectors) > 0.3
+    assert held["smile"].source == "learned from 110 labelled photos, against yaw"
+
+
+def test_the_command_knows_what_can_be_held(tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def learn(*_: object, **named: object) -> DirectionSet:
+        """Stands in for the real one."""
+        asked.update(named)
+        return DirectionSet({})
+
+    monkeypatch.setattr(discovery, "load_model", lambda name: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr(discovery, "learn", learn)
+    command = ["--model", "m", "--data", "faces.zip", "--against"]
+    assert discovery.main([*command, "yaw", "light_lr"]) == 0 and asked == {"against": ["yaw", "light_lr"]}
+    with pytest.raises(SystemExit):
+        discovery.main([*command, "hat"])
+    assert "invalid choice: 'hat'" in capsys.readouterr().err
+
+
 def test_labels_are_numbers_brackets_and_two_words(tmp_path, capsys):
     table = tmp_path / "labels.csv"
     table.write_text(
@@ -387,10 +430,6 @@ def test_a_column_that_never_varies_spoils_no_direction():
     learned = fit_directions(codes, {"smile": smile, "warm": np.full(50, 0.1)})
     assert list(learned) == ["smile"]
     torch.testing.assert_close(learned["smile"], fit_directions(codes, {"smile": smile})["smile"])
-
-
-def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    return torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), 0).item()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1])
