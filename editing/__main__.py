@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return DONE
         animated = {options.animate: 0.0} if options.animate else {}
         editor.directions.check({**strengths, **animated}, options.fidelity)
+        check_apart(options.photos, options.out)
         options.out.mkdir(parents=True, exist_ok=True)
     except (E4EError, OSError) as error:
         print(error, file=sys.stderr)
@@ -191,6 +192,12 @@ def report(path: Path, error: Exception) -> int:
 
 
 def photos_in(folder: Path) -> list[Path]:
+def check_apart(photos: Sequence[Path], out: Path) -> None:
+    """Raises PhotoError if the results would go among a folder's photos: run again, they would be edited once more."""
+    if any(named.is_dir() and out.is_dir() and named.samefile(out) for named in photos):
+        raise PhotoError("The photos and the edited pictures need two folders; name another one with --out.")
+
+
     """The photos directly in a folder, by name. Raises PhotoError if there is none."""
     from alignment.photos import SUFFIXES
 

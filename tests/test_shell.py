@@ -14,7 +14,7 @@ from e4e_core.checkpoints import save_model
 from editing import Editor
 from editing.__main__ import main
 from editing.animation import there_and_back
-from editing.folder import FEW, Workers
+from editing.folder import FEW, Workers, cores
 from errors import ModelError, PhotoError
 
 
@@ -223,3 +223,21 @@ def test_a_photo_that_ends_its_process_fails_alone():
         with pytest.raises(PhotoError, match="ended the process"):
             tasks[1].result()
         assert workers.submit(abs, -3).result() == 3
+def test_results_do_not_go_among_the_photos_of_a_folder(tiny, photo, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert main([str(tmp_path), "--out", str(tmp_path / "link")]) == 2
+    assert "need two folders; name another one with --out." in capsys.readouterr().err
+    assert not [*tmp_path.glob("*_edited.png")]
+    assert main([str(tmp_path), "--out", str(tmp_path / "results")]) == 0
+
+
+def test_the_processes_of_a_launcher_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert cores() == 10
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert cores() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert cores() == 1
+
+
