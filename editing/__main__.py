@@ -120,9 +120,10 @@ def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[s
         jobs = own_share(jobs_of(photos, options.out, f"{options.animate}.{options.format}"))
         done = (film(editor, job, options, strengths, closer) for job in jobs)
     else:
-        settings = {"model": editor.model.name, "edits": dict(strengths), "fidelity": options.fidelity}
+        # The page reads these keys, see `page.presets.edits_within`.
+        settings = {"model": editor.model.name, "strengths": dict(strengths), "fidelity": options.fidelity}
         settings |= {"face": options.face, "pasted": options.paste}
-        settings |= {"only": options.only, "feather": options.feather} if options.paste else {}
+        settings |= {"region": options.only, "feather": options.feather} if options.paste else {}
         settings |= {"refined": options.refine} if options.refine else {}
         every = own_share(jobs_of(photos, options.out))
         jobs = [job for job in every if not is_done(job, settings)]
@@ -191,13 +192,13 @@ def report(path: Path, error: Exception) -> int:
     return 1
 
 
-def photos_in(folder: Path) -> list[Path]:
 def check_apart(photos: Sequence[Path], out: Path) -> None:
     """Raises PhotoError if the results would go among a folder's photos: run again, they would be edited once more."""
     if any(named.is_dir() and out.is_dir() and named.samefile(out) for named in photos):
         raise PhotoError("The photos and the edited pictures need two folders; name another one with --out.")
 
 
+def photos_in(folder: Path) -> list[Path]:
     """The photos directly in a folder, by name. Raises PhotoError if there is none."""
     from alignment.photos import SUFFIXES
 
