@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return DONE
         animated = {options.animate: 0.0} if options.animate else {}
         editor.directions.check({**strengths, **animated}, options.fidelity)
+        check_apart(options.photos, options.out)
         options.out.mkdir(parents=True, exist_ok=True)
     except (E4EError, OSError) as error:
         print(error, file=sys.stderr)
@@ -119,9 +120,10 @@ def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[s
         jobs = own_share(jobs_of(photos, options.out, f"{options.animate}.{options.format}"))
         done = (film(editor, job, options, strengths, closer) for job in jobs)
     else:
-        settings = {"model": editor.model.name, "edits": dict(strengths), "fidelity": options.fidelity}
+        # The page reads these keys, see `page.presets.edits_within`.
+        settings = {"model": editor.model.name, "strengths": dict(strengths), "fidelity": options.fidelity}
         settings |= {"face": options.face, "pasted": options.paste}
-        settings |= {"only": options.only, "feather": options.feather} if options.paste else {}
+        settings |= {"region": options.only, "feather": options.feather} if options.paste else {}
         settings |= {"refined": options.refine} if options.refine else {}
         every = own_share(jobs_of(photos, options.out))
         jobs = [job for job in every if not is_done(job, settings)]
@@ -188,6 +190,12 @@ def report(path: Path, error: Exception) -> int:
     reason = str(error) if isinstance(error, (E4EError, OSError)) else f"{type(error).__name__}: {error}"
     tqdm.write(f"{path}: {' '.join(reason.split())}", file=sys.stderr)
     return 1
+
+
+def check_apart(photos: Sequence[Path], out: Path) -> None:
+    """Raises PhotoError if the results would go among a folder's photos: run again, they would be edited once more."""
+    if any(named.is_dir() and out.is_dir() and named.samefile(out) for named in photos):
+        raise PhotoError("The photos and the edited pictures need two folders; name another one with --out.")
 
 
 def photos_in(folder: Path) -> list[Path]:

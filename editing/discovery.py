@@ -9,6 +9,7 @@ import argparse
 import csv
 import math
 import random
+import re
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -50,6 +52,7 @@ SLIDERS = {  # name: (label, group); the names are columns of the table of label
 JUDGED = ("age", "gender")  # read off dlib's embedding by a model fitted on the labels; the others are measured
 JUDGED_ON = 600  # photos whose embeddings are fitted to the labels
 RIDGE = 0.1
+LOGIT_RIDGE = 0.01  # weight of the log-odds' variance against the mean loss of a photo
 # Strengths tried in calibration, in lengths of the codes' own spread, whatever length the fit gave the direction. Each
 # is the double of the one two places before it.
 TRIED = 1.5 * 2.0 ** (np.arange(-6, 1) / 2)
@@ -66,31 +69,56 @@ def read_labels(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns of a csv table as float64 [n], for the pictures `names` in that order; only columns in SLIDERS.
 
     Numbers are taken as they are, brackets such as 30-39 and 70+ as their middle (70+ as 75), and of two words the
-    one that comes second in the alphabet is 1, the other 0. Raises TrainingError for missing rows or columns.
+    one that comes second in the alphabet is 1, the other 0. The columns that are left out are named on stderr.
+    Raises TrainingError for a table that cannot be read, missing rows or columns, and cells that are none of these.
     """
-    with open(file, newline="") as table:
-        rows = {row["file"]: row for row in csv.DictReader(table)}
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as table:
+            reader = csv.DictReader(table)
+            known = reader.fieldnames or []
+            rows = {row.get("file"): row for row in reader}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrainingError(f"The table {file} cannot be read ({error}); name a csv file.") from error
+    if "file" not in known:
+        raise TrainingError(f"{file} has no column `file`; add one with names of pictures such as {names[0]}.")
     missing = [name for name in names if name not in rows]
     if missing:
         raise TrainingError(f"{file} has no row for {missing[0]} and {len(missing) - 1} others; add them.")
-    columns = [column for column in SLIDERS if column in rows[names[0]]]
+    columns = [column for column in SLIDERS if column in known]
     if not columns:
         raise TrainingError(f"{file} has none of the columns {', '.join(SLIDERS)}; name them so.")
-    return {column: _numbers([rows[name][column] for name in names]) for column in columns}
+    if others := [column for column in known if column not in SLIDERS and column != "file"]:
+        print(f"Left out of {file}: {', '.join(others)}; sliders are made of {', '.join(SLIDERS)}.", file=sys.stderr)
+    return {column: _numbers(file, column, names, [rows[name][column] for name in names]) for column in columns}
 
 
-def _numbers(texts: list[str]) -> np.ndarray:
-    words = sorted(set(texts))
-    if len(words) == 2:
-        return np.array([float(text == words[1]) for text in texts])
-    return np.array([_number(text) for text in texts])
+def _numbers(file: Path, column: str, names: Sequence[str], texts: list[str | None]) -> np.ndarray:
+    """float64 [n] of a column's cells; those of a row that is too short are None."""
+    texts = [(text or "").strip() for text in texts]
+    numbers = [_number(text) for text in texts]
+    unclear = [text for text, number in zip(texts, numbers, strict=True) if number is None]
+    if not unclear:
+        return np.array(numbers)
+    if len(unclear) == len(texts) and len(set(texts)) <= 2 and "" not in texts:
+        second = max(texts)
+        return np.array([float(text == second) for text in texts])
+    wrong = "" if "" in unclear else unclear[0]
+    cell, name = repr(wrong) if wrong else "nothing", names[texts.index(wrong)]
+    raise TrainingError(
+        f"{file} has {cell} instead of a number in the column {column} for {name}; correct it, or remove the column."
+    )
 
 
-def _number(text: str) -> float:
-    if text.endswith("+"):
-        return float(text[:-1]) + 5
-    low, dash, high = text.partition("-")
-    return (float(low) + float(high)) / 2 if dash and low else float(text)
+def _number(text: str) -> float | None:
+    """A finite number or the middle of a bracket; None for anything else."""
+    bracket = re.fullmatch(r"(\d+\.?\d*)-(\d+\.?\d*)", text)
+    try:
+        if bracket:
+            return (float(bracket[1]) + float(bracket[2])) / 2
+        number = float(text[:-1]) + 5 if text.endswith("+") else float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 @torch.no_grad()
@@ -109,15 +137,53 @@ def fit_directions(codes: Tensor, attributes: dict[str, np.ndarray]) -> dict[str
     Least squares of the codes on all standardised attributes together: codes ≈ b₀ + Σ aₖ·bₖ. The slopes bₖ are the
     directions. (Regressing the attribute on the codes gives a filter, which is sensitive to the attribute but does
     not look like it; Haufe et al. 2014.) Conditioning on the other attributes is what keeps age out of glasses.
+    An attribute with two values takes its direction from `fit_logistic`, and only its length from least squares.
 
     Args: codes float32 [n, L, D]; attributes float64 [n] each.
-    Returns: float32 [L, D] each.
+    Returns: float32 [L, D] each; attributes that never vary are left out.
     """
+    attributes = {name: column for name, column in attributes.items() if np.ptp(column) > 0}
     values = np.stack(list(attributes.values()), 1)  # [n, k]
     values = (values - values.mean(0)) / values.std(0)
     design = torch.from_numpy(np.concatenate([np.ones((len(values), 1)), values], 1))  # [n, 1 + k]
-    slopes = torch.linalg.lstsq(design, codes.flatten(1).double()).solution[1:]  # [k, L*D]
+    flat = codes.flatten(1).double()  # [n, L*D]
+    slopes = torch.linalg.lstsq(design, flat).solution[1:]  # [k, L*D]
+    for number, column in enumerate(attributes.values()):
+        if len(np.unique(column)) == 2:
+            others = torch.cat([design[:, : number + 1], design[:, number + 2 :]], 1)
+            direction = fit_logistic(flat, torch.from_numpy(column == column.max()), others)
+            slopes[number] = direction * slopes[number].norm() / direction.norm()
     return {name: b.reshape(codes.shape[1:]).float() for name, b in zip(attributes, slopes, strict=True)}
+
+
+def fit_logistic(codes: Tensor, label: Tensor, others: Tensor) -> Tensor:
+    """How the codes differ between two classes, the other attributes held, by ridge-regularised logistic regression.
+
+    The label is regressed on the other attributes and on what these leave unexplained of the codes. The codes'
+    covariance with their part of the log-odds, the pattern of Haufe et al. 2014, is the direction: for Gaussian classes
+    of one covariance the difference of their means, however unequal their sizes. The penalty is on the variance of
+    the log-odds, so it favours no axis of the codes. Where there are more coordinates than photos, the result is that
+    of least squares.
+
+    Args: codes float64 [n, p]; label bool [n], both values among them; others float64 [n, k], the first column 1.
+    Returns: float64 [p], of any length.
+    """
+    rest = codes - others @ torch.linalg.lstsq(others, codes).solution  # [n, p]
+    u, s, _ = torch.linalg.svd(rest, full_matrices=False)
+    white = u[:, s > 1e-6 * s[0]] * len(u) ** 0.5  # [n, rank], the codes' principal components of variance 1
+    design = torch.cat([others, white], 1)
+    weights = torch.zeros(design.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.binary_cross_entropy_with_logits(design @ weights, label.double())
+        value = value + LOGIT_RIDGE / 2 * weights[1:].square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return rest.T @ (white @ weights.detach()[others.shape[1] :])
 
 
 @dataclass(frozen=True)
@@ -311,6 +377,7 @@ def learn(
     photos: int = 6000,
     faces: int = 32,
     seed: int = 0,
+    against: Sequence[str] = (),
 ) -> DirectionSet:
     """Directions for every column of `labels` that is in SLIDERS, and for the light of the pictures.
 
@@ -319,7 +386,8 @@ def learn(
         labels: a csv table with a column `file`; without one, what `measure` says of the faces.
         holdout: how many pictures at the end the encoder was not trained on; calibration uses only these.
         photos: how many others to fit on. faces: how many held-out faces to calibrate on, and as many to measure on.
-    Raises: TrainingError for unusable data.
+        against: directions along which the others must not move a face, see `DirectionSet.keeping`.
+    Raises: TrainingError for unusable data; DirectionError for names in `against` that have no column.
     """
     pictures = Pictures(data, model.input_size)
     count = len(pictures)
@@ -328,6 +396,7 @@ def learn(
     order = random.Random(seed)
     shown = order.sample(range(count - holdout), min(photos, count - holdout))
     kept = order.sample(range(count - holdout, count), min(2 * faces, holdout))
+    labelled = {} if labels is None else read_labels(labels, [pictures.names[i] for i in shown])
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         if labels is None:
             look = partial(Judge((), np.zeros((129, 0))), embedded=False)
@@ -343,9 +412,11 @@ def learn(
         if len(shown) < 100:
             raise TrainingError(f"dlib finds a face in only {len(shown)} of the pictures; give a table with --labels.")
         attributes = {name: np.array([row[name] for row in found.values()]) for name in found[shown[0]]}
-        if labels is not None:
-            attributes |= read_labels(labels, [pictures.names[i] for i in shown])
+        attributes |= labelled
         vectors = fit_directions(invert_all(model, pictures, shown), attributes)
+        if constant := [name for name in attributes if name not in vectors]:
+            print(f"Left out, as all pictures have the same value: {', '.join(constant)}.", file=sys.stderr)
+            attributes = {name: attributes[name] for name in vectors}
         few = shown[:JUDGED_ON]
         judged = [to_picture(pictures[i]) for i in few]
         seen = list(tqdm(pool.map(examine, judged, chunksize=8), "measuring photos", len(few)))
@@ -355,9 +426,14 @@ def learn(
         codes = invert_all(model, pictures, kept)
         tuning, testing = codes[: len(codes) // 2], codes[len(codes) // 2 :]
         trial = Trial(model, judge, spread, pool)
+        source = f"learned from {len(shown)} {told}" + (f", against {', '.join(against)}" if against else "")
+        fitted = {
+            name: Direction(*SLIDERS[name], -1.0, 1.0, vectors[name], source=source)
+            for name in SLIDERS
+            if name in vectors
+        }
         directions = {}
-        for name, vector in tqdm(((name, vectors[name]) for name in SLIDERS if name in vectors), "calibrating"):
-            direction = Direction(*SLIDERS[name], -1.0, 1.0, vector, source=f"learned from {len(shown)} {told}")
+        for name, direction in tqdm(DirectionSet(fitted).keeping(against).items(), "calibrating"):
             direction = trial.choose_layers(trial.to_length(direction, tuning), name, tuning)
             direction = trial.calibrate(direction, name, tuning)
             if direction is not None:
@@ -374,12 +450,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--holdout", type=int, default=500, help="pictures at the end the encoder never saw")
     parser.add_argument("--photos", type=int, default=6000, help="photos to fit on")
     parser.add_argument("--faces", type=int, default=32, help="held-out faces to calibrate on, and to measure on")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        choices=[*SLIDERS],
+        default=[],
+        metavar="NAME",
+        help="directions along which the others must not move a face, such as yaw (conditional manipulation)",
+    )
     options = parser.parse_args(arguments)
     try:
         model = load_model(options.model)
         if model.folder is None:
             raise TrainingError(f"{options.model} is not a folder of this project; convert it with load_model first.")
-        directions = learn(model, options.data, options.labels, options.holdout, options.photos, options.faces)
+        counts = (options.holdout, options.photos, options.faces)
+        directions = learn(model, options.data, options.labels, *counts, against=options.against)
         directions.save(model.folder)
     except E4EError as error:
         print(error, file=sys.stderr)

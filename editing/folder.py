@@ -183,8 +183,13 @@ def _answer(job: Job, task: "Task") -> tuple[Job, Any]:
         return job, error
 
 
+def cores() -> int:
+    """The processor's cores, shared among the processes that a launcher started on this machine; at least 1."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 class Workers:
-    """Processes for work on photos, as many as there are cores; for a few photos, this process.
+    """Processes for work on photos, as many as there are `cores`; for a few photos, this process.
 
     A photo that takes its process with it ends the others in flight, too: each of them is done again in a process of
     its own, and the one that ends this as well fails with PhotoError.
@@ -192,7 +197,7 @@ class Workers:
 
     def __init__(self, photos: int):
         self._few = photos <= FEW
-        self._pool = self._start(min(photos, os.cpu_count() or 1))
+        self._pool = self._start(min(photos, cores()))
 
     def __enter__(self) -> "Workers":
         return self
@@ -210,7 +215,7 @@ class Workers:
         try:
             future = self._pool.submit(function, *arguments)
         except BrokenProcessPool:
-            self._pool = self._start(os.cpu_count() or 1)
+            self._pool = self._start(cores())
             future = self._pool.submit(function, *arguments)
         return Task(self, (function, *arguments), future)
 

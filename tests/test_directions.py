@@ -2,6 +2,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from e4e_core import load_model
+from e4e_core.training.data import Pictures
 from editing import discovery
 from editing.attributes import measure_light
 from editing.directions import PUBLISHED, Direction, DirectionSet, directions_for, published_directions, tomllib
-from editing.discovery import Trial
-from errors import DirectionError, DownloadError
+from editing.discovery import Trial, fit_directions, read_labels
+from errors import DirectionError, DownloadError, TrainingError
 
 LAYERS, WIDTH = 6, 4
 NAMES = ("age", "light", "pose", "smile")
@@ -333,3 +335,127 @@ def test_sliders_are_learned_from_photos_alone(shared, monkeypatch):
     smile = learned["smile"]
     assert smile.source.endswith("photos, measured")
     assert smile.measured["mean_rises"] and smile.measured["high"] - smile.measured["low"] > 1
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), 0).item()
+
+
+def test_learned_sliders_leave_alone_what_they_are_fitted_against(tmp_path, shared, monkeypatch):
+    draw, data, labels = np.random.default_rng(0), shared / "faces" / "faces128.zip", tmp_path / "labels.csv"
+    rows = [f"{name},{draw.normal()},{draw.normal()}\n" for name in Pictures(data, 32).names]
+    labels.write_text("file,smile,yaw\n" + "".join(rows))
+    monkeypatch.setattr(discovery, "SLIDERS", {name: discovery.SLIDERS[name] for name in ("smile", "yaw")})
+    monkeypatch.setattr(discovery, "ProcessPoolExecutor", lambda mp_context: ThreadPoolExecutor(1))
+    monkeypatch.setattr(discovery, "invert_all", lambda model, pictures, shown: random_codes(len(shown)))
+    landmarks = {"smile": 0.0, "yaw": 0.0}
+    monkeypatch.setattr(discovery, "examine", lambda picture: (measure_light(picture) | landmarks, np.zeros(128)))
+    for step in ("choose_layers", "calibrate"):
+        monkeypatch.setattr(Trial, step, lambda self, direction, name, codes: direction)
+    monkeypatch.setattr(Trial, "figures", lambda self, direction, name, codes: {})
+    model = SimpleNamespace(input_size=32)
+    free, held = (discovery.learn(model, data, labels, photos=110, against=names) for names in ((), ("yaw",)))
+    torch.testing.assert_close(held["yaw"].vectors, free["yaw"].vectors)
+    together = [cosine(*rows) for rows in zip(held["smile"].vectors, held["yaw"].vectors, strict=True)]
+    assert together == pytest.approx([0] * LAYERS, abs=1e-5)
+    assert cosine(held["smile"].vectors, free["smile"].vectors) > 0.3
+    assert held["smile"].source == "learned from 110 labelled photos, against yaw"
+
+
+def test_the_command_knows_what_can_be_held(tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def learn(*_: object, **named: object) -> DirectionSet:
+        """Stands in for the real one."""
+        asked.update(named)
+        return DirectionSet({})
+
+    monkeypatch.setattr(discovery, "load_model", lambda name: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr(discovery, "learn", learn)
+    command = ["--model", "m", "--data", "faces.zip", "--against"]
+    assert discovery.main([*command, "yaw", "light_lr"]) == 0 and asked == {"against": ["yaw", "light_lr"]}
+    with pytest.raises(SystemExit):
+        discovery.main([*command, "hat"])
+    assert "invalid choice: 'hat'" in capsys.readouterr().err
+
+
+def test_labels_are_numbers_brackets_and_two_words(tmp_path, capsys):
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "\ufefffile,age,gender,yaw,hat\nb.png,70+,Male,10,yes\na.png,30-39,Female,-9,no\nc.png,4,Male,1e-1,\n"
+    )
+    labels = read_labels(table, ["a.png", "b.png", "c.png"])
+    assert {name: column.tolist() for name, column in labels.items()} == {
+        "age": [34.5, 75, 4],
+        "gender": [0, 1, 1],
+        "yaw": [-9, 10, 0.1],
+    }
+    assert "Left out of" in (said := capsys.readouterr().err) and ": hat; sliders are made of smile" in said
+    assert read_labels(table, ["b.png", "c.png"])["gender"].std() == 0  # one word is no error
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name,age\na.png,3\n", "has no column `file`; add one with names of pictures such as a.png."),
+        ("", "has no column `file`; add one with names of pictures such as a.png."),
+        ("file,age\na.png,3\n", "has no row for b.png and 0 others; add them."),
+        ("file,hat\na.png,3\nb.png,4\n", "has none of the columns smile, "),
+        ("file,age\na.png,3\nb.png,\n", "has nothing instead of a number in the column age for b.png; correct it, or"),
+        ("file,age\na.png,3\nb.png\n", "has nothing instead of a number in the column age for b.png; correct it, or"),
+        ("file,gender\na.png,Male\nb.png,\n", "has nothing instead of a number in the column gender for b.png;"),
+        ("file,age\na.png,3\nb.png,old\n", "has 'old' instead of a number in the column age for b.png;"),
+        ("file,age\na.png,3\nb.png,nan\n", "has 'nan' instead of a number in the column age for b.png;"),
+    ],
+)
+def test_unusable_labels_are_sentences(tmp_path, text, sentence):
+    table = tmp_path / "labels.csv"
+    table.write_text(text)
+    with pytest.raises(TrainingError) as refusal:
+        read_labels(table, ["a.png", "b.png"])
+    assert sentence in str(refusal.value)
+
+
+def test_a_table_that_cannot_be_read_is_a_sentence(tmp_path):
+    with pytest.raises(TrainingError, match=r"cannot be read \(.*No such file.*\); name a csv file\."):
+        read_labels(tmp_path / "labels.csv", ["a.png"])
+    (tmp_path / "faces.zip").write_bytes(b"PK\xff\xfe")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        read_labels(tmp_path / "faces.zip", ["a.png"])
+
+
+def test_a_column_that_never_varies_spoils_no_direction():
+    codes, rng = torch.randn(50, 2, 3), np.random.default_rng(0)
+    smile = rng.standard_normal(50)
+    learned = fit_directions(codes, {"smile": smile, "warm": np.full(50, 0.1)})
+    assert list(learned) == ["smile"]
+    torch.testing.assert_close(learned["smile"], fit_directions(codes, {"smile": smile})["smile"])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_two_classes_differ_by_their_means_however_unequal_and_whatever_else_differs(share):
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    scale = torch.logspace(0, -1.5, LAYERS * WIDTH)  # Gaussian classes of one covariance, far from round
+    gender = (torch.rand(2000, generator=draw) < share).float()
+    age = 0.8 * gender / (share * (1 - share)) ** 0.5 + normal(2000)
+    between, by_age = scale * normal(LAYERS * WIDTH), scale * normal(LAYERS * WIDTH)
+    codes = scale * normal(2000, LAYERS * WIDTH) + gender[:, None] * between + age[:, None] * by_age
+    codes, attributes = codes.view(-1, LAYERS, WIDTH), {"age": age.numpy(), "gender": gender.numpy()}
+    learned = fit_directions(codes, attributes)
+    assert cosine(learned["gender"], between) > 0.97 and cosine(learned["age"], by_age) > 0.97
+    assert cosine(fit_directions(codes, {"gender": attributes["gender"]})["gender"], between) < 0.9  # age is in it
+    assert torch.equal(learned["gender"], fit_directions(codes, attributes)["gender"])
+    turned = fit_directions(codes, {"age": attributes["age"], "gender": 5 - 2 * attributes["gender"]})
+    torch.testing.assert_close(turned["gender"], -learned["gender"], rtol=1e-2, atol=1e-4)
+
+
+def test_two_classes_of_fewer_photos_than_coordinates_differ_as_least_squares_says():
+    codes = torch.randn(20, LAYERS, WIDTH, generator=torch.Generator().manual_seed(0))
+    label = torch.arange(20) % 3 == 0
+    learned = fit_directions(codes, {"gender": label.double().numpy()})["gender"]
+    means = (codes[label].mean(0) - codes[~label].mean(0)) * label.double().std(correction=0)
+    torch.testing.assert_close(learned, means.float(), rtol=1e-3, atol=1e-5)

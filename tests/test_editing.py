@@ -159,7 +159,7 @@ def test_png_tells_how_it_was_made_and_nothing_about_the_person(tmp_path):
     exif[0x010F] = "SecretCamera"
     picture.info["exif"] = exif.tobytes()
     picture.info["comment"] = "SecretPlace"
-    settings = {"model": "demo", "edits": {"smile": 1.5}, "fidelity": 0.9}
+    settings = {"model": "demo", "strengths": {"smile": 1.5}, "fidelity": 0.9}
     save_png(picture, tmp_path / "a.png", settings)
     written = (tmp_path / "a.png").read_bytes()
     assert b"Secret" not in written and b"eXIf" not in written

@@ -189,6 +189,17 @@ def test_editability_of_a_direction_that_is_known():
     np.testing.assert_allclose(chosen.change, -2, atol=0.1)
 
 
+@pytest.mark.parametrize("strengths", [[0.0, 0.5, 1.0], [-1.0, -0.5, 0.0]])
+def test_the_identity_distance_of_a_slider_with_one_side_is_that_of_its_end(strengths):
+    def look(picture: Image.Image) -> Seen:
+        return seen(red=np.asarray(picture)[0, 0, 0] / 127.5 - 1)
+
+    vectors = torch.zeros(LAYERS, WIDTH)
+    vectors[:, 0] = 0.2
+    found = editability(Invertible(), small_codes(), vectors, strengths, look, {"red": 0.1}, "red")
+    np.testing.assert_allclose(found.identity, 0.2, atol=0.02)
+
+
 def test_faces_that_are_lost_are_counted_and_leave_no_figure():
     def blind(picture: Image.Image) -> Seen | None:
         red = np.asarray(picture)[0, 0, 0] / 127.5 - 1

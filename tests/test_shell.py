@@ -14,8 +14,9 @@ from e4e_core.checkpoints import save_model
 from editing import Editor
 from editing.__main__ import main
 from editing.animation import there_and_back
-from editing.folder import FEW, Workers
+from editing.folder import FEW, Workers, cores
 from errors import ModelError, PhotoError
+from page.presets import Edits, edits_within, read_settings
 
 
 @pytest.fixture
@@ -51,8 +52,18 @@ def test_one_photo(tiny, photo, tmp_path, capsys):
     picture = Image.open(out / "photo_edited.png")
     assert picture.size == (RESOLUTION, RESOLUTION)
     settings = json.loads(picture.text["Settings"])
-    assert settings["edits"] == {"smile": 2, "age": -1} and settings["model"] == "tiny"
+    assert settings["strengths"] == {"smile": 2, "age": -1} and settings["model"] == "tiny"
     assert b"SecretCamera" not in (out / "photo_edited.png").read_bytes()
+
+
+def test_the_page_loads_what_the_shell_has_written(tiny, photo, tmp_path):
+    command = [str(photo), "--edit", "smile=2", "--edit", "age=-1", "--fidelity", "0.5", "--out", str(tmp_path)]
+    assert main([*command, "--paste", "--only", "mouth", "--feather", "0.3"]) == 0
+    edits = edits_within(some_directions(), read_settings(tmp_path / "photo_edited.png"))
+    assert edits == Edits({"smile": 2, "age": -1}, 0.5, region="mouth", feather=0.3)
+    assert main(command) == 0
+    edits = edits_within(some_directions(), read_settings(tmp_path / "photo_edited.png"))
+    assert edits == Edits({"smile": 2, "age": -1}, 0.5)
 
 
 def test_refining_comes_closer_and_says_how_close(tiny, photo, tmp_path, capsys, monkeypatch):
@@ -214,6 +225,24 @@ def test_a_folder_is_shared_and_continued(tiny, photo, tmp_path, capsys, monkeyp
     assert "3 photos have been edited like this before" in said.err and "broken.png: " in said.err
     assert main([*command[:2], "smile=1", *command[3:]]) == 1  # another edit is made anew
     assert (out / "0_edited.png").stat().st_mtime_ns > first["0_edited.png"]
+
+
+def test_results_do_not_go_among_the_photos_of_a_folder(tiny, photo, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert main([str(tmp_path), "--out", str(tmp_path / "link")]) == 2
+    assert "need two folders; name another one with --out." in capsys.readouterr().err
+    assert not [*tmp_path.glob("*_edited.png")]
+    assert main([str(tmp_path), "--out", str(tmp_path / "results")]) == 0
+
+
+def test_the_processes_of_a_launcher_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert cores() == 10
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert cores() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert cores() == 1
 
 
 def test_a_photo_that_ends_its_process_fails_alone():

@@ -105,7 +105,7 @@ class Editability:
         attribute: the one that was asked for, or the one that moves most.
         change: of that attribute per unit of strength, in standard deviations of the data.
         others: the mean absolute change of the other attributes, likewise.
-        identity: distance of the embeddings of the face and of its edits, the mean of both ends.
+        identity: distance of the embeddings of the face and of its edits, the mean of the ends that are not 0.
         monotone: 1 if the attribute never turns back, else 0. found: share of the edited pictures with a face.
     """
 
@@ -130,7 +130,7 @@ def editability(
     """Measure a direction on faces [n, L, D].
 
     Args:
-        strengths: ascending, with 0 among them.
+        strengths: ascending, with 0 and another among them.
         spread: each attribute's standard deviation in the data; only these attributes are looked at.
         attribute: what the direction is meant to change; if `spread` has it not, the one that moves most.
         unedited: what `look` sees at strength 0, if that is known.
@@ -148,7 +148,8 @@ def editability(
     whole = np.isfinite(values).all(0)
     others = [np.abs(values) for name, values in slopes.items() if name != attribute]
     zero = rows[list(strengths).index(0)]
-    distances = np.array([identity_distances(row, zero) for row in (rows[0], rows[-1])])  # [2, n]
+    ends = [rows[end] for end in (0, -1) if strengths[end]]  # a slider may begin or end at 0
+    distances = np.array([identity_distances(row, zero) for row in ends])  # [1 or 2, n]
     return Editability(
         attribute,
         change=slopes[attribute],
