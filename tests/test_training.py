@@ -413,6 +413,17 @@ def test_a_grown_discriminator_first_says_what_the_smaller_one_does(small_run: P
         torch.testing.assert_close(inner, small.convs[0](plain)[..., 8:24, 8:24], atol=1e-3, rtol=1e-3)
 
 
+def test_a_generator_grows_on_the_cpu_and_then_moves(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generator, "Precision", lambda name, device: None)  # there is none on the meta device
+    settings = replace(generator_settings(blobs, tmp_path, 8), resolution=64, channels=(*CHANNELS, 4), start=small_run)
+    training = generator.Training(settings, Processes("meta"))  # mixing devices raises
+    networks = (training.generator, training.discriminator, training.average)
+    assert all(parameter.is_meta for network in networks for parameter in network.parameters())
+    assert training.g_optimizer.param_groups[0]["params"] == list(training.generator.parameters())
+
+
 def test_starting_from_other_widths_is_refused(small_run: Path):
     wide = (16, 16, 16, 16)
     with pytest.raises(TrainingError, match="does not fit"):

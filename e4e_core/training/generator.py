@@ -85,10 +85,11 @@ class Training:
         self.config, self.processes = config, processes
         device = processes.device
         shape = GeneratorConfig(config.resolution, config.latent_dim, config.mapping_layers, config.channels)
-        self.generator = Generator(shape).to(device)
-        self.discriminator = Discriminator(config.channels).to(device, memory_format=torch.channels_last)
+        self.generator, self.discriminator = Generator(shape), Discriminator(config.channels)
         if config.start is not None:
             start_from(config.start, self.generator, self.discriminator)
+        self.generator.to(device)
+        self.discriminator.to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         rate, betas = config.learning_rate, (0.0, 0.99)
         self.g_optimizer = _lazy_adam(self.generator, rate, betas, PATH_EVERY if config.path_length else 0)
@@ -272,6 +273,7 @@ def start_from(path: Path, generator: Generator, discriminator: Discriminator) -
 
     A grown generator's new `to_rgb` starts at zero, so that it first renders the smaller one's pictures, enlarged.
     The discriminator gets a new first block in front of the smaller one's, which starts by passing them what they know.
+    Args: generator, discriminator: on the CPU.
     Raises TrainingError if the shapes do not fit.
     """
     old_generator, old_discriminator = load_generator(path)
