@@ -20,7 +20,7 @@ from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
-from e4e_core.training import encoder, generator
+from e4e_core.training import encoder, generator, report
 from e4e_core.training.augment import Augment
 from e4e_core.training.data import EndlessOrder, Pictures
 from e4e_core.training.encoder import EncoderTraining, active_deltas, start_trunk, train_encoder
@@ -37,7 +37,7 @@ from e4e_core.training.losses import energy_distance
 from e4e_core.training.processes import Processes
 from e4e_core.training.run import Run, load_state
 from e4e_core.training.settings import PRESETS, FacesTraining
-from errors import TrainingError
+from errors import ModelError, TrainingError
 
 CHANNELS = (8, 8, 8, 8)
 T = TypeVar("T", EncoderTraining, GeneratorTraining)
@@ -246,6 +246,22 @@ def test_a_killed_encoder_run_continues_as_if_it_had_not_stopped(
     after = recorded(train_encoder, settings)
     assert before + after == whole
     assert_same_state(load_state(tmp_path / "whole/state.pt"), load_state(tmp_path / "split/state.pt"))
+
+
+def test_a_run_whose_last_model_could_not_be_written_writes_it_when_it_goes_on(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = replace(encoder_settings(blobs, small_run, tmp_path, images=16), save_every=100)
+
+    def full(model: E4E, folder: Path) -> None:
+        raise ModelError("no space")
+
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match="no space"):
+        patch.setattr(report, "save_model", full)
+        train_encoder(settings)
+    folder = train_encoder(settings)
+    saved, state = load_model(folder, device="cpu").encoder.state_dict(), load_state(tmp_path / "state.pt")["encoder"]
+    assert_same_state(dict(saved), dict(state))
 
 
 def test_a_learning_decoder_moves_and_its_average_is_kept(blobs: Path, small_run: Path, tmp_path: Path):

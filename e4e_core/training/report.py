@@ -56,8 +56,8 @@ class Report:
                 if figures["score"] < training.progress.best:
                     training.progress.best = figures["score"]
                     self._write(folder / "best")
+            self._write(folder / "model")  # before the state: a run that dies between them makes it again
             self.run.save()
-            self._write(folder / "model")
             sheet = to_sheet(
                 self.validation.sheet(training.model, reals, self.edits), columns=2 * (2 + len(self.edits))
             )
