@@ -469,6 +469,39 @@ def test_an_encoder_starts_from_a_trained_trunk_with_new_heads(blobs: Path, smal
         start_trunk(str(tmp_path / "model"), Encoder(EncoderConfig(kind="w", **shape | {"blocks": (1, 1, 1, 2)})))
 
 
+def test_codes_pictures_grids_and_loss_networks_keep_float32_in_half_precision(
+    blobs: Path, small_run: Path, tmp_path: Path
+):
+    torch.manual_seed(0)
+    training = encoder.Training(encoder_settings(blobs, small_run, tmp_path, images=8), Processes("cpu"))
+    seen = []
+    network = torch.nn.Conv2d(3, 1, 1)  # a loss network's only layer
+    training.losses["stand-in"] = (1.0, lambda a, b: (network(a) - network(b)).square().mean())
+    network.register_forward_hook(lambda module, given, answer: seen.append((given[0].dtype, answer.dtype)))
+    z, images = torch.randn(4, 16), torch.rand(4, 3, 32, 32) * 2 - 1
+    linear, features = training.encoder.styles[0].linear, torch.randn(4, 16)
+    augment = Augment(0.6)
+    augment.probability = 1.0
+
+    def answers() -> list[torch.Tensor]:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            moved = augment(images)
+        to_rgb = training.generator.to_rgbs[0]
+        return [linear(features), training.generator.map(z), to_rgb.upsample(images), moved]
+
+    expected = answers()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = answers()
+        codes = training.invert(images)
+        made = training.render(codes)
+        training.distances(made, images)
+        assert training.encoder.input_layer(images).dtype == torch.bfloat16, "nothing was computed in half precision"
+    assert codes.dtype == made.dtype == torch.float32 and seen == [(torch.float32, torch.float32)] * 2
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["generator", "encoder"])
 def test_float16_and_batches_in_parts_train(kind: str, blobs: Path, small_run: Path, tmp_path: Path):
     changes = {"precision": "float16", "accumulate": 2}

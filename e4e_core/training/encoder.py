@@ -11,6 +11,7 @@ from e4e_core.formats import read_folder, read_published
 from e4e_core.images import content
 from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
+from e4e_core.models.ops import without_autocast
 from e4e_core.models.stylegan2 import GeneratorConfig
 from e4e_core.training.data import Pictures, endless_batches
 from e4e_core.training.decoder import MAPPED, LearningDecoder
@@ -152,8 +153,9 @@ class Training:
         terms = {"l2": self.config.l2 * F.mse_loss(images.float(), reals)}
         if self.perceptual:
             terms["perc"] = self.perceptual * feature_distance(*features)
-        for name, (weight, network) in self.losses.items():
-            terms[name] = weight * network(images.float(), reals)
+        with without_autocast(reals):
+            for name, (weight, network) in self.losses.items():
+                terms[name] = weight * network(images.float(), reals)
         return terms
 
     def step(self, reals: Tensor, penalize: bool) -> dict[str, Tensor]:
