@@ -108,6 +108,25 @@ def test_progressive_schedule(blobs: Path, small_run: Path, tmp_path: Path):
     assert [active_deltas(settings, n, num_layers=8) for n in (0, 7, 8, 11, 12, 32, 1000)] == [0, 0, 1, 1, 2, 7, 7]
 
 
+def test_rates_fall_along_the_cosine_of_the_present_settings(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rates, step = [], encoder.Training.step
+
+    def noted(training: encoder.Training, reals: torch.Tensor, penalize: bool) -> dict[str, torch.Tensor]:
+        terms = step(training, reals, penalize)
+        rates.append(training.optimizer.param_groups[0]["lr"] / training.config.learning_rate)
+        return terms
+
+    monkeypatch.setattr(encoder.Training, "step", noted)
+    settings = replace(encoder_settings(blobs, small_run, tmp_path, images=2), save_every=100)
+    train_encoder(settings)  # fewer pictures than a batch
+    train_encoder(replace(settings, images=16))
+    steps = np.array([0, 1, 2, 3])
+    np.testing.assert_allclose(rates, (1 + np.cos(np.pi * steps / 4)) / 2)
+    assert encoder.rate_share(replace(settings, decay=False), 2) == 1
+
+
 def test_offsets_of_a_finished_encoder_are_never_lost(blobs: Path, small_run: Path, tmp_path: Path):
     settings = encoder_settings(blobs, small_run, tmp_path, 100)
     assert [active_deltas(settings, n, 8, first=5) for n in (0, 8, 24, 28, 1000)] == [5, 5, 5, 6, 7]

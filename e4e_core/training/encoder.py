@@ -1,5 +1,6 @@
 """Training an encoder (e4e: Tov et al. 2021; pSp: Richardson et al. 2021) on a generator, frozen or learning."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from e4e_core.training.run import Progress, Run, Stateful
 from e4e_core.training.settings import EncoderTraining
 from errors import DownloadError, TrainingError
 
-__all__ = ["CodePool", "EncoderTraining", "LearningDecoder", "active_deltas", "train_encoder"]
+__all__ = ["CodePool", "EncoderTraining", "LearningDecoder", "active_deltas", "rate_share", "train_encoder"]
 
 MIXING = 0.9  # share of a learning generator's samples whose layers come from two codes
 
@@ -38,6 +39,13 @@ def active_deltas(config: EncoderTraining, images: int, num_layers: int, first: 
     if images < config.progressive_start:
         return first
     return min(num_layers - 1, max(first, 1 + (images - config.progressive_start) // config.progressive_every))
+
+
+def rate_share(config: EncoderTraining, images: int) -> float:
+    """The learning rates after `images` pictures, 0 … 1 of their first: along half a cosine, or always 1."""
+    if not config.decay:
+        return 1.0
+    return (1 + math.cos(math.pi * min(images / config.images, 1.0))) / 2
 
 
 def train_encoder(config: EncoderTraining) -> Path:
@@ -67,7 +75,7 @@ def train_encoder(config: EncoderTraining) -> Path:
             values = {name: term.item() for name, term in terms.items()}
             bar.set_postfix({"deltas": training.encoder.num_deltas} | {k: f"{v:.3f}" for k, v in values.items()})
             if report:
-                rate = training.schedule.get_last_lr()[0]
+                rate = training.optimizer.param_groups[0]["lr"]
                 report.log.scalars("train", values | {"total": sum(values.values()), "rate": rate}, step)
         bar.update(config.batch)
         if progress.images % config.save_every < config.batch or progress.images >= config.images:
@@ -106,9 +114,6 @@ class Training:
         processes.join_batch_norms(self.encoder)
         self.latent_critic = LatentCritic(config, generator.config.latent_dim, processes)
         self.optimizer = _optimizer(config, self.encoder)
-        floor = 0.0 if config.decay else config.learning_rate
-        steps = config.images // config.batch
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps, eta_min=floor)
         self.progress = Progress()
         self.decoder = (
             LearningDecoder(config, generator, critic, processes, self.precision) if config.decoder_rate else None
@@ -125,7 +130,6 @@ class Training:
             "encoder": self.encoder,
             **self.latent_critic.parts(),
             "optimizer": self.optimizer,
-            "schedule": self.schedule,
             "progress": self.progress,
             "scaler": self.precision.scaler,
             **(self.decoder.parts() if self.decoder else {}),
@@ -165,6 +169,7 @@ class Training:
         """
         config, decoder, precision = self.config, self.decoder, self.precision
         self.encoder.num_deltas = active_deltas(config, self.progress.images, self.model.num_layers, self.first_deltas)
+        self._set_rates(rate_share(config, self.progress.images))
         optimizers = [self.optimizer, *(decoder.optimizers if decoder else [])]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -174,9 +179,8 @@ class Training:
             decoder.finish_gradients(reals, penalize)
         precision.step(*optimizers)
         precision.scaler.update()
-        self.schedule.step()
         if decoder:
-            decoder.follow(self.schedule.get_last_lr()[0] / config.learning_rate)
+            decoder.follow()
         if self.judged:
             codes = torch.cat([codes for _, codes in answers])[:, : self.encoder.num_deltas + 1]
             with torch.no_grad():
@@ -188,6 +192,13 @@ class Training:
     def judged(self) -> bool:
         """Whether the latent discriminator takes part."""
         return self.config.kind == "e4e" and self.config.adversarial > 0
+
+    def _set_rates(self, share: float) -> None:
+        """Let the encoder and a learning generator learn at this share of their first rates."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * self.config.learning_rate
+        if self.decoder:
+            self.decoder.set_rates(share)
 
     def _learn_from(self, reals: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Add all gradients for a part of the batch; returns the encoder's losses, and the codes without gradient."""
