@@ -334,6 +334,18 @@ def test_wide_pictures_fill_the_middle_rows(blobs: Path, small_run: Path, tmp_pa
     assert model.aspect == (4, 3) and model.invert(torch.zeros(1, 3, 24, 32)).shape == (1, 8, 16)
 
 
+def test_pictures_are_compared_at_the_asked_size(blobs: Path, small_run: Path, tmp_path: Path):
+    settings = replace(encoder_settings(blobs, small_run, tmp_path, images=8), compare=16, aspect=(2, 1), perceptual=0)
+    training = encoder.Training(settings, Processes("cpu"))
+    training.losses["side"] = (1.0, lambda a, b: torch.tensor(float(a.shape[2] * 100 + b.shape[3])))
+    stripes = torch.tensor([1.0, -1.0]).repeat(16).expand(1, 3, 16, 32)  # their mean is 0
+    terms = training.distances(stripes, torch.full_like(stripes, 0.5))
+    assert terms["l2"].item() == pytest.approx(0.25) and terms["side"].item() == 816
+    training.config = replace(settings, compare=64)  # not above the generator's
+    terms = training.distances(stripes, torch.full_like(stripes, 0.5))
+    assert terms["l2"].item() == pytest.approx(1.25) and terms["side"].item() == 1632
+
+
 def test_every_preset_can_be_built():
     for preset in PRESETS.values():
         settings = preset(data=Path("d"), generator=Path("g"), out=Path("o"))

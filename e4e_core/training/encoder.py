@@ -137,10 +137,13 @@ class Training:
 
     def invert(self, images: Tensor) -> Tensor:
         """float [n, 3, h, w] of the generator's size -> codes float32 [n, L, D]."""
-        side, (width, height) = self.config.input_size, self.config.aspect
+        return self.model.invert(self._pooled(images, self.config.input_size))
+
+    def _pooled(self, images: Tensor, side: int) -> Tensor:
+        """float [n, 3, h, w] -> [n, 3, h', side] of the pictures' aspect, averaged."""
+        width, height = self.config.aspect
         size = (side * height // width, side)
-        inputs = images if tuple(images.shape[2:]) == size else F.adaptive_avg_pool2d(images, size)
-        return self.model.invert(inputs)
+        return images if tuple(images.shape[2:]) == size else F.adaptive_avg_pool2d(images, size)
 
     def render(self, codes: Tensor) -> Tensor:
         """Codes float [n, L, D] -> pictures [n, 3, h, w]: of the generator's square, the rows that hold something."""
@@ -154,12 +157,15 @@ class Training:
     def _distances(
         self, images: Tensor, reals: Tensor, features: tuple[list[Tensor], list[Tensor]] | None
     ) -> dict[str, Tensor]:
-        terms = {"l2": self.config.l2 * F.mse_loss(images.float(), reals)}
+        largest = self.model.resolution
+        side = min(self.config.compare or largest, largest)
+        images, reals = self._pooled(images.float(), side), self._pooled(reals, side)
+        terms = {"l2": self.config.l2 * F.mse_loss(images, reals)}
         if self.perceptual:
             terms["perc"] = self.perceptual * feature_distance(*features)
         with without_autocast(reals):
             for name, (weight, network) in self.losses.items():
-                terms[name] = weight * network(images.float(), reals)
+                terms[name] = weight * network(images, reals)
         return terms
 
     def step(self, reals: Tensor, penalize: bool) -> dict[str, Tensor]:

@@ -94,6 +94,8 @@ class EncoderTraining:
     learning_rate: float = 1e-3
     decay: bool = True
     """Let the learning rates fall to zero along a half cosine."""
+    compare: int = 0
+    """Side in pixels at which pictures are compared by L2, LPIPS, identity and MoCo; 0 is the generator's."""
     l2: float = 1.0
     """Weight of the pixels' squared distance."""
     perceptual: float = 0.8
@@ -169,6 +171,7 @@ class DomainTraining(EncoderTraining):
     optimizer: Literal["adamw", "ranger"] = "ranger"
     learning_rate: float = 1e-4
     decay: bool = False
+    compare: int = 256
     perceptual: float = 0.0
     lpips: float = 0.8
     moco: float = 0.5
