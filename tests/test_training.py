@@ -68,6 +68,7 @@ def generator_settings(blobs: Path, out: Path, images: int) -> GeneratorTraining
         images=images,
         batch=4,
         r1_every=2,
+        device="cpu",
         workers=0,
         save_every=8,
     )
@@ -99,6 +100,7 @@ def encoder_settings(blobs: Path, small_run: Path, out: Path, images: int) -> En
         r1_every=2,
         save_every=8,
         holdout=0,
+        device="cpu",
         workers=0,
     )
 
@@ -430,6 +432,20 @@ def test_batches_that_processes_cannot_share_are_refused():
     processes.count = 3
     with pytest.raises(TrainingError, match="3 processes cannot share"):
         processes.check(9, 8)
+
+
+def test_processes_that_resume_at_different_places_refuse_to_start(monkeypatch: pytest.MonkeyPatch):
+    processes = Processes("cpu")
+    processes.agree(8)
+    monkeypatch.setattr(processes, "gather", lambda part: torch.cat([part, torch.zeros_like(part)]))
+    with pytest.raises(TrainingError, match=r"after 8, 0 pictures: .* all machines share"):
+        processes.agree(8)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_training_takes_the_gpu_where_there_is_one(there: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert Processes(FacesTraining(Path("d"), Path("g"), Path("o")).device).device.type == ("cuda" if there else "cpu")
 
 
 def test_a_broken_state_and_other_settings_are_named(blobs: Path, small_run: Path, tmp_path: Path):

@@ -59,6 +59,7 @@ def train_encoder(config: EncoderTraining) -> Path:
     training = Training(config, processes)
     run = Run(config.out, config, training.parts(), quiet=not processes.main)
     run.resume()
+    processes.agree(training.progress.images)
     progress, size, aspect = training.progress, training.model.resolution, config.aspect
     pictures = Pictures(config.data, size, mirror=True, holdout=config.holdout, aspect=aspect)
     share = (processes.rank, processes.count)

@@ -46,6 +46,7 @@ def train_generator(config: GeneratorTraining) -> Path:
     training = Training(config, processes)
     run = Run(config.out, config, training.parts(), quiet=not processes.main)
     run.resume()
+    processes.agree(training.progress.images)
     training.settle()
     progress, average = training.progress, training.average
     share = (processes.rank, processes.count)
