@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 DISCRIMINATOR = "discriminator.safetensors"  # beside a model: the critic its generator was trained with
+AT_ONCE = 8  # pictures of a sheet rendered together: 64 of 1024 px would fill a GPU
 PATH_EVERY = 4  # steps between path-length regularisations
 
 
@@ -214,10 +215,14 @@ def blend(average: nn.Module, current: nn.Module, keep: float) -> None:
 
 @torch.no_grad()
 def sample(generator: Generator, z: Tensor, truncation: float) -> Tensor:
-    """Pictures [n, 3, R, R] of z [n, D], their w drawn towards the mean by `truncation` (ψ) from 1 (not) to 0."""
+    """Pictures of z [n, D], their w drawn towards the mean by `truncation` (ψ) from 1 (not) to 0.
+
+    Returns: float32 [n, 3, R, R] on the CPU, a few rendered at a time.
+    """
     center = generator.mean_latent()
     w = center + truncation * (generator.map(z) - center)  # [n, D]
-    return generator(w[:, None].expand(-1, generator.config.num_layers, -1))
+    codes = w[:, None].expand(-1, generator.config.num_layers, -1)
+    return torch.cat([generator(few).cpu() for few in codes.split(AT_ONCE)])
 
 
 def load_generator(path: Path) -> tuple[Generator, Discriminator | None]:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from e4e_core.models.e4e import E4E
 from e4e_core.training.data import Pictures
+from e4e_core.training.generator import AT_ONCE
 
 PICTURES = 256  # at most, held out, for each measurement
 BATCH = 16
@@ -85,8 +86,12 @@ class Validation:
         """[n, 3, h, w] -> [n · (2 + edits), 3, h, w]: each picture, its inversion, and the inversion's edits.
 
         Args: edits: directions float [L, D], shown at strength 2.
+        Returns: on the CPU, a few rendered at a time.
         """
+        rows = []
         with measuring(model):
-            codes = self.invert(reals)
-            shown = [reals, self.render(codes), *(self.render(codes + 2 * d.to(codes)) for d in edits)]
-        return torch.stack(shown, 1).flatten(0, 1)
+            for few in reals.split(AT_ONCE):
+                codes = self.invert(few)
+                shown = [few, self.render(codes), *(self.render(codes + 2 * d.to(codes)) for d in edits)]
+                rows.append(torch.stack(shown, 1).flatten(0, 1).cpu())
+        return torch.cat(rows)
