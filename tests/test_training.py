@@ -371,7 +371,9 @@ def test_a_trained_model_goes_to_the_published_layout_and_back(
     assert load_model(tmp_path / "on/model", device="cpu").encoder.num_deltas == 2
 
 
-def test_generators_are_exported_and_read_in_the_widely_used_layout(blobs: Path, small_run: Path, tmp_path: Path):
+def test_generators_are_exported_and_read_in_the_widely_used_layout(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     file = tmp_path / "g.pt"
     export_generator(small_run, file)
     content = torch.load(file, weights_only=True)
@@ -384,8 +386,12 @@ def test_generators_are_exported_and_read_in_the_widely_used_layout(blobs: Path,
     torch.save({"g_ema": content["g_ema"]}, file)
     train_generator(replace(generator_settings(blobs, tmp_path / "g", images=8), start=file, path_length=2.0))
     assert load_state(tmp_path / "g/state.pt")["path_length"]["mean"] > 0
-    with pytest.raises(TrainingError, match="has no discriminator"):
-        train_encoder(encoder_settings(blobs, file, tmp_path / "e", images=8))
+    settings = encoder_settings(blobs, file, tmp_path / "e", images=8)
+    with pytest.raises(TrainingError, match=r"has no discriminator; use --perceptual 0\.$"):
+        train_encoder(settings)
+    monkeypatch.setattr(encoder, "load_losses", lambda config: ({}, config.perceptual + config.lpips))  # no weights
+    with pytest.raises(TrainingError, match=r"use --lpips 0 \(or .*\) and --decoder-rate 0\.$"):
+        train_encoder(replace(settings, perceptual=0, lpips=0.8, decoder_rate=1e-3))
 
 
 def worker(rank: int, port: int, train: Callable[[T], Path], settings: T, file: Path) -> None:

@@ -54,7 +54,8 @@ def train_encoder(config: EncoderTraining) -> Path:
     Raises TrainingError for unusable data or states.
     """
     processes = Processes(config.device)
-    processes.check(config.batch, config.synthetic, config.samples, parts=config.accumulate)
+    samples = config.samples if config.decoder_rate else 0
+    processes.check(config.batch, config.synthetic, samples, parts=config.accumulate)
     torch.manual_seed(config.seed)
     training = Training(config, processes)
     run = Run(config.out, config, training.parts(), quiet=not processes.main)
@@ -101,7 +102,7 @@ class Training:
         for _, network in self.losses.values():
             network.to(device)
         if critic is None and (self.perceptual or config.decoder_rate):
-            raise TrainingError(f"{config.generator} has no discriminator; use --perceptual 0 and --decoder-rate 0.")
+            raise TrainingError(f"{config.generator} has no discriminator; use {self._without_critic()}.")
         if config.decoder_rate and config.aspect != (1, 1):
             raise TrainingError("A learning generator needs square pictures; use --decoder-rate 0 or --aspect 1 1.")
         self.generator = generator.to(device).eval().requires_grad_(False)
@@ -124,6 +125,17 @@ class Training:
             generator.compile(dynamic=False)
             if critic is not None:
                 critic.features = torch.compile(critic.features, dynamic=False)
+
+    def _without_critic(self) -> str:
+        """The settings that need no discriminator, of those that now do."""
+        config, remedies = self.config, []
+        if config.perceptual:
+            remedies.append("--perceptual 0")
+        if self.perceptual > config.perceptual:
+            remedies.append("--lpips 0 (or LPIPS's weights, as said above)")
+        if config.decoder_rate:
+            remedies.append("--decoder-rate 0")
+        return " and ".join(remedies)
 
     def parts(self) -> dict[str, Stateful]:
         """What a stopped run needs."""
