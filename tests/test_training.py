@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from e4e_core.checkpoints import export_published, load_model, save_model
 from e4e_core.models.discriminators import Discriminator
@@ -458,6 +460,31 @@ def test_a_broken_state_and_other_settings_are_named(blobs: Path, small_run: Pat
     (tmp_path / "state.pt").write_bytes(b"half a file")
     with pytest.raises(TrainingError, match="cannot be read as a saved run"):
         train_generator(generator_settings(blobs, tmp_path, images=8))
+
+
+@pytest.mark.parametrize("full", ["settings.json", "state.pt", "samples_0000016.png", "tensorboard"])
+def test_a_full_disk_costs_a_sentence_and_not_the_last_state(
+    full: str, blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    train_generator(generator_settings(blobs, tmp_path, images=8))
+    saved = (tmp_path / "state.pt").read_bytes()
+    owner, method = {
+        "settings.json": (Path, "write_text"),
+        "state.pt": (torch, "save"),
+        "samples_0000016.png": (Image.Image, "save"),
+        "tensorboard": (SummaryWriter, "add_scalar"),
+    }[full]
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match=f"{full} could .* No space .* make room"):
+        patch.setattr(owner, method, refuse)
+        train_generator(replace(generator_settings(blobs, tmp_path, images=16), log_every=1))
+    assert not list(tmp_path.glob("*.part"))
+    if full != "samples_0000016.png":  # which comes after the state
+        assert (tmp_path / "state.pt").read_bytes() == saved
+    train_generator(generator_settings(blobs, tmp_path, images=20))
+    assert load_state(tmp_path / "state.pt")["progress"]["images"] == 20
 
 
 def test_growing_keeps_the_pictures(small_run: Path):

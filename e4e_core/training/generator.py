@@ -1,7 +1,6 @@
 """Training StyleGAN2 on a folder of aligned pictures (Karras et al. 2020)."""
 
 import copy
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from e4e_core.training.augment import Augment
 from e4e_core.training.data import Pictures, endless_batches
 from e4e_core.training.losses import PathLength, discriminator_loss, gradient_penalty, non_saturating
 from e4e_core.training.processes import Precision, Processes
-from e4e_core.training.run import Log, Progress, Run, Stateful, load_state
+from e4e_core.training.run import Log, Progress, Run, Stateful, load_state, replacing
 from e4e_core.training.settings import GeneratorTraining
 from errors import TrainingError
 
@@ -71,7 +70,7 @@ def train_generator(config: GeneratorTraining) -> Path:
             if log:
                 run.save()
                 sheet = to_sheet(sample(average, sample_z, truncation=0.7), columns=8)
-                sheet.save(run.folder / f"samples_{progress.images:07d}.png")
+                run.save_sheet("samples", sheet, progress.images)
                 log.picture("samples", sheet, step)
             processes.wait()
     bar.close()
@@ -263,14 +262,8 @@ def export_generator(folder: Path, file: Path) -> None:
     content = {"g_ema": generator.state_dict(), "latent_avg": generator.mean_latent()}
     if discriminator is not None:
         content["d"] = discriminator.state_dict()
-    part = file.with_name(f"{file.name}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
         torch.save(content, part)
-        os.replace(part, file)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise TrainingError(f"{file} could not be written ({error}); check the folder and its space.") from error
 
 
 @torch.no_grad()
