@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from e4e_core.checkpoints import export_published, load_model, save_model
@@ -22,7 +23,7 @@ from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
-from e4e_core.training import encoder, generator, report
+from e4e_core.training import decoder, encoder, generator, report
 from e4e_core.training.augment import Augment
 from e4e_core.training.data import EndlessOrder, Pictures
 from e4e_core.training.encoder import EncoderTraining, active_deltas, start_trunk, train_encoder
@@ -37,7 +38,7 @@ from e4e_core.training.generator import (
 from e4e_core.training.latents import CodePool
 from e4e_core.training.losses import energy_distance
 from e4e_core.training.processes import Processes
-from e4e_core.training.run import Run, load_state
+from e4e_core.training.run import Log, Run, load_state
 from e4e_core.training.settings import PRESETS, FacesTraining
 from errors import ModelError, TrainingError
 
@@ -228,6 +229,9 @@ def test_a_stopped_generator_run_continues_as_if_it_had_not_stopped(blobs: Path,
     assert_same_state(load_state(small_run / "state.pt"), load_state(tmp_path / "g" / "state.pt"))
 
 
+KILLED_AFTER = 17  # steps, in the middle of a pass over the data
+
+
 def recorded(train: Callable[[T], Path], settings: T, die_at: int | None = None) -> list[dict[str, float]]:
     """The losses of every step of a training, which dies right after the save at `die_at` pictures."""
     module = encoder if train is train_encoder else generator
@@ -260,15 +264,27 @@ def recorded(train: Callable[[T], Path], settings: T, die_at: int | None = None)
     ids=["frozen", "learning-decoder", "ranger-batch-1"],
 )
 def test_a_killed_encoder_run_continues_as_if_it_had_not_stopped(
-    options: dict, blobs: Path, small_run: Path, tmp_path: Path
+    options: dict, blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    settings = replace(encoder_settings(blobs, small_run, tmp_path / "whole", images=24), holdout=2, **options)
-    whole = recorded(train_encoder, settings)
-    settings = replace(settings, out=tmp_path / "split")
-    before = recorded(train_encoder, settings, die_at=16)
-    after = recorded(train_encoder, settings)
-    assert before + after == whole
-    assert_same_state(load_state(tmp_path / "whole/state.pt"), load_state(tmp_path / "split/state.pt"))
+    monkeypatch.setattr(decoder, "SETTLING_STEPS", 5)
+    settings = encoder_settings(blobs, small_run, tmp_path, images=100)
+    assert_goes_on(train_encoder, replace(settings, holdout=2, progressive_every=16, **options), tmp_path)
+
+
+def test_a_killed_generator_run_continues_as_if_it_had_not_stopped(blobs: Path, tmp_path: Path):
+    settings = generator_settings(blobs, tmp_path, images=100)
+    assert_goes_on(train_generator, replace(settings, augment=0.6, path_length=2.0), tmp_path)
+
+
+def assert_goes_on(train: Callable[[T], Path], settings: T, folder: Path) -> None:
+    """A run that is killed has, for 50 steps after it is started again, the losses of one that was not, bit for bit."""
+    die_at = KILLED_AFTER * settings.batch
+    settings = replace(settings, images=die_at + 50 * settings.batch, save_every=die_at)
+    whole = recorded(train, replace(settings, out=folder / "whole"))
+    settings = replace(settings, out=folder / "split")
+    before, after = recorded(train, settings, die_at=die_at), recorded(train, settings)
+    assert len(after) == 50 and before + after == whole
+    assert_same_state(load_state(folder / "whole/state.pt"), load_state(folder / "split/state.pt"))
 
 
 def test_a_run_whose_last_model_could_not_be_written_writes_it_when_it_goes_on(
@@ -312,9 +328,26 @@ def test_a_learning_decoder_moves_and_its_average_is_kept(blobs: Path, small_run
         assert settled < 0.2 * energy_distance(model.map(z), w[:, 0]), "it does not invent what the encoder sees"
 
 
-def test_validation_changes_nothing_of_the_run(blobs: Path, small_run: Path, tmp_path: Path):
+def test_validation_measures_and_changes_nothing_of_the_run(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_file({"smile": torch.full([8, 16], 0.1)}, tmp_path / "directions.safetensors")
     often = replace(encoder_settings(blobs, small_run, tmp_path / "often", 16), holdout=3, save_every=4)
+    often, figures = replace(often, directions=tmp_path / "directions.safetensors"), []
+    scalars = Log.scalars
+
+    def noted(log: Log, group: str, values: dict[str, float], images: int) -> None:
+        scalars(log, group, values, images)
+        figures.extend([values] if group == "validation" else [])
+
+    monkeypatch.setattr(Log, "scalars", noted)
     train_encoder(often)
+    assert len(figures) == 4
+    for values in figures:
+        assert values.keys() == {"l2", "perc", "score", "psnr", "face", "offset", "known_w", "lec_smile"}
+        assert values["score"] == pytest.approx(values["l2"] + values["perc"])
+        assert values["psnr"] >= 10 * np.log10(4 / values["l2"]) - 1e-3  # Jensen; clamping helps
+        assert values["face"] > 0 and 0 < values["lec_smile"] < np.inf
     train_encoder(replace(often, out=tmp_path / "once", save_every=100))
     a, b = load_state(tmp_path / "often/state.pt"), load_state(tmp_path / "once/state.pt")
     a["progress"].pop("best"), b["progress"].pop("best")

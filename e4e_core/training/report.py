@@ -14,6 +14,7 @@ from e4e_core.checkpoints import save_model
 from e4e_core.images import to_sheet
 from e4e_core.training.data import Pictures
 from e4e_core.training.generator import DISCRIMINATOR, sample
+from e4e_core.training.perception import DlibIdentity, dlib_weights
 from e4e_core.training.run import Log, Run, replacing
 from e4e_core.training.settings import EncoderTraining
 from e4e_core.training.validation import BATCH, Validation, measuring
@@ -30,12 +31,16 @@ class Report:
     def __init__(self, config: EncoderTraining, training: "Training", run: Run, pictures: Pictures):
         self.config, self.training, self.run, self.pictures = config, training, run, pictures
         self.log = Log(config.out, training.progress.images // config.batch)
-        self.edits = list(load_file(config.directions).values()) if config.directions else []
+        directions = load_file(config.directions) if config.directions else {}
+        self.edits = list(directions.values())
         size = training.model.resolution
-        held = []
+        held, faces = [], None
         if config.holdout:
             held = Pictures(config.data, size, holdout=config.holdout, held=True, aspect=config.aspect)
-        self.validation = Validation(held, training.invert, training.render, training.distances)
+            if config.template is not None:
+                faces = DlibIdentity(dlib_weights(), config.template).to(training.model.device).embed
+        invert, render, distances = training.invert, training.render, training.distances
+        self.validation = Validation(held, invert, render, distances, faces, directions)
         dim = training.model.latent_dim
         self.sample_z = torch.randn(32, dim, generator=torch.Generator().manual_seed(1))
 
