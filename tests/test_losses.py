@@ -138,6 +138,10 @@ def test_lpips_is_its_formula():
     torch.testing.assert_close(distance(a, b), expected, rtol=1e-4, atol=1e-6)
     distance(a, b).backward()
     assert b.grad.abs().sum() > 0
+    trunk["features.10.bias"] = torch.full([256], -1e4)  # the last features are all zero
+    b.grad = None
+    Lpips(trunk, heads)(a, b).backward()
+    assert b.grad.isfinite().all() and b.grad.abs().sum() > 0
     del heads["lin3.model.1.weight"]
     with pytest.raises(ModelError, match="another layout"):
         Lpips(trunk, heads)

@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -14,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torch.utils.tensorboard import SummaryWriter
 
 from e4e_core.checkpoints import export_published, load_model, save_model
 from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
-from e4e_core.training import encoder, generator
+from e4e_core.training import decoder, encoder, generator, report
 from e4e_core.training.augment import Augment
 from e4e_core.training.data import EndlessOrder, Pictures
 from e4e_core.training.encoder import EncoderTraining, active_deltas, start_trunk, train_encoder
@@ -35,9 +38,9 @@ from e4e_core.training.generator import (
 from e4e_core.training.latents import CodePool
 from e4e_core.training.losses import energy_distance
 from e4e_core.training.processes import Processes
-from e4e_core.training.run import Run, load_state
+from e4e_core.training.run import Log, Run, load_state
 from e4e_core.training.settings import PRESETS, FacesTraining
-from errors import TrainingError
+from errors import ModelError, TrainingError
 
 CHANNELS = (8, 8, 8, 8)
 T = TypeVar("T", EncoderTraining, GeneratorTraining)
@@ -68,6 +71,7 @@ def generator_settings(blobs: Path, out: Path, images: int) -> GeneratorTraining
         images=images,
         batch=4,
         r1_every=2,
+        device="cpu",
         workers=0,
         save_every=8,
     )
@@ -99,6 +103,7 @@ def encoder_settings(blobs: Path, small_run: Path, out: Path, images: int) -> En
         r1_every=2,
         save_every=8,
         holdout=0,
+        device="cpu",
         workers=0,
     )
 
@@ -106,6 +111,25 @@ def encoder_settings(blobs: Path, small_run: Path, out: Path, images: int) -> En
 def test_progressive_schedule(blobs: Path, small_run: Path, tmp_path: Path):
     settings = encoder_settings(blobs, small_run, tmp_path, 100)
     assert [active_deltas(settings, n, num_layers=8) for n in (0, 7, 8, 11, 12, 32, 1000)] == [0, 0, 1, 1, 2, 7, 7]
+
+
+def test_rates_fall_along_the_cosine_of_the_present_settings(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rates, step = [], encoder.Training.step
+
+    def noted(training: encoder.Training, reals: torch.Tensor, penalize: bool) -> dict[str, torch.Tensor]:
+        terms = step(training, reals, penalize)
+        rates.append(training.optimizer.param_groups[0]["lr"] / training.config.learning_rate)
+        return terms
+
+    monkeypatch.setattr(encoder.Training, "step", noted)
+    settings = replace(encoder_settings(blobs, small_run, tmp_path, images=2), save_every=100)
+    train_encoder(settings)  # fewer pictures than a batch
+    train_encoder(replace(settings, images=16))
+    steps = np.array([0, 1, 2, 3])
+    np.testing.assert_allclose(rates, (1 + np.cos(np.pi * steps / 4)) / 2)
+    assert encoder.rate_share(replace(settings, decay=False), 2) == 1
 
 
 def test_offsets_of_a_finished_encoder_are_never_lost(blobs: Path, small_run: Path, tmp_path: Path):
@@ -205,6 +229,9 @@ def test_a_stopped_generator_run_continues_as_if_it_had_not_stopped(blobs: Path,
     assert_same_state(load_state(small_run / "state.pt"), load_state(tmp_path / "g" / "state.pt"))
 
 
+KILLED_AFTER = 17  # steps, in the middle of a pass over the data
+
+
 def recorded(train: Callable[[T], Path], settings: T, die_at: int | None = None) -> list[dict[str, float]]:
     """The losses of every step of a training, which dies right after the save at `die_at` pictures."""
     module = encoder if train is train_encoder else generator
@@ -237,15 +264,43 @@ def recorded(train: Callable[[T], Path], settings: T, die_at: int | None = None)
     ids=["frozen", "learning-decoder", "ranger-batch-1"],
 )
 def test_a_killed_encoder_run_continues_as_if_it_had_not_stopped(
-    options: dict, blobs: Path, small_run: Path, tmp_path: Path
+    options: dict, blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    settings = replace(encoder_settings(blobs, small_run, tmp_path / "whole", images=24), holdout=2, **options)
-    whole = recorded(train_encoder, settings)
-    settings = replace(settings, out=tmp_path / "split")
-    before = recorded(train_encoder, settings, die_at=16)
-    after = recorded(train_encoder, settings)
-    assert before + after == whole
-    assert_same_state(load_state(tmp_path / "whole/state.pt"), load_state(tmp_path / "split/state.pt"))
+    monkeypatch.setattr(decoder, "SETTLING_STEPS", 5)
+    settings = encoder_settings(blobs, small_run, tmp_path, images=100)
+    assert_goes_on(train_encoder, replace(settings, holdout=2, progressive_every=16, **options), tmp_path)
+
+
+def test_a_killed_generator_run_continues_as_if_it_had_not_stopped(blobs: Path, tmp_path: Path):
+    settings = generator_settings(blobs, tmp_path, images=100)
+    assert_goes_on(train_generator, replace(settings, augment=0.6, path_length=2.0), tmp_path)
+
+
+def assert_goes_on(train: Callable[[T], Path], settings: T, folder: Path) -> None:
+    """A run that is killed has, for 50 steps after it is started again, the losses of one that was not, bit for bit."""
+    die_at = KILLED_AFTER * settings.batch
+    settings = replace(settings, images=die_at + 50 * settings.batch, save_every=die_at)
+    whole = recorded(train, replace(settings, out=folder / "whole"))
+    settings = replace(settings, out=folder / "split")
+    before, after = recorded(train, settings, die_at=die_at), recorded(train, settings)
+    assert len(after) == 50 and before + after == whole
+    assert_same_state(load_state(folder / "whole/state.pt"), load_state(folder / "split/state.pt"))
+
+
+def test_a_run_whose_last_model_could_not_be_written_writes_it_when_it_goes_on(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = replace(encoder_settings(blobs, small_run, tmp_path, images=16), save_every=100)
+
+    def full(model: E4E, folder: Path) -> None:
+        raise ModelError("no space")
+
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match="no space"):
+        patch.setattr(report, "save_model", full)
+        train_encoder(settings)
+    folder = train_encoder(settings)
+    saved, state = load_model(folder, device="cpu").encoder.state_dict(), load_state(tmp_path / "state.pt")["encoder"]
+    assert_same_state(dict(saved), dict(state))
 
 
 def test_a_learning_decoder_moves_and_its_average_is_kept(blobs: Path, small_run: Path, tmp_path: Path):
@@ -273,9 +328,26 @@ def test_a_learning_decoder_moves_and_its_average_is_kept(blobs: Path, small_run
         assert settled < 0.2 * energy_distance(model.map(z), w[:, 0]), "it does not invent what the encoder sees"
 
 
-def test_validation_changes_nothing_of_the_run(blobs: Path, small_run: Path, tmp_path: Path):
+def test_validation_measures_and_changes_nothing_of_the_run(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_file({"smile": torch.full([8, 16], 0.1)}, tmp_path / "directions.safetensors")
     often = replace(encoder_settings(blobs, small_run, tmp_path / "often", 16), holdout=3, save_every=4)
+    often, figures = replace(often, directions=tmp_path / "directions.safetensors"), []
+    scalars = Log.scalars
+
+    def noted(log: Log, group: str, values: dict[str, float], images: int) -> None:
+        scalars(log, group, values, images)
+        figures.extend([values] if group == "validation" else [])
+
+    monkeypatch.setattr(Log, "scalars", noted)
     train_encoder(often)
+    assert len(figures) == 4
+    for values in figures:
+        assert values.keys() == {"l2", "perc", "score", "psnr", "face", "offset", "known_w", "lec_smile"}
+        assert values["score"] == pytest.approx(values["l2"] + values["perc"])
+        assert values["psnr"] >= 10 * np.log10(4 / values["l2"]) - 1e-3  # Jensen; clamping helps
+        assert values["face"] > 0 and 0 < values["lec_smile"] < np.inf
     train_encoder(replace(often, out=tmp_path / "once", save_every=100))
     a, b = load_state(tmp_path / "often/state.pt"), load_state(tmp_path / "once/state.pt")
     a["progress"].pop("best"), b["progress"].pop("best")
@@ -297,6 +369,18 @@ def test_wide_pictures_fill_the_middle_rows(blobs: Path, small_run: Path, tmp_pa
     settings = replace(encoder_settings(blobs, small_run, tmp_path, images=8), aspect=(4, 3), template=None)
     model = load_model(train_encoder(settings), device="cpu")
     assert model.aspect == (4, 3) and model.invert(torch.zeros(1, 3, 24, 32)).shape == (1, 8, 16)
+
+
+def test_pictures_are_compared_at_the_asked_size(blobs: Path, small_run: Path, tmp_path: Path):
+    settings = replace(encoder_settings(blobs, small_run, tmp_path, images=8), compare=16, aspect=(2, 1), perceptual=0)
+    training = encoder.Training(settings, Processes("cpu"))
+    training.losses["side"] = (1.0, lambda a, b: torch.tensor(float(a.shape[2] * 100 + b.shape[3])))
+    stripes = torch.tensor([1.0, -1.0]).repeat(16).expand(1, 3, 16, 32)  # their mean is 0
+    terms = training.distances(stripes, torch.full_like(stripes, 0.5))
+    assert terms["l2"].item() == pytest.approx(0.25) and terms["side"].item() == 816
+    training.config = replace(settings, compare=64)  # not above the generator's
+    terms = training.distances(stripes, torch.full_like(stripes, 0.5))
+    assert terms["l2"].item() == pytest.approx(1.25) and terms["side"].item() == 1632
 
 
 def test_every_preset_can_be_built():
@@ -322,7 +406,9 @@ def test_a_trained_model_goes_to_the_published_layout_and_back(
     assert load_model(tmp_path / "on/model", device="cpu").encoder.num_deltas == 2
 
 
-def test_generators_are_exported_and_read_in_the_widely_used_layout(blobs: Path, small_run: Path, tmp_path: Path):
+def test_generators_are_exported_and_read_in_the_widely_used_layout(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     file = tmp_path / "g.pt"
     export_generator(small_run, file)
     content = torch.load(file, weights_only=True)
@@ -335,8 +421,12 @@ def test_generators_are_exported_and_read_in_the_widely_used_layout(blobs: Path,
     torch.save({"g_ema": content["g_ema"]}, file)
     train_generator(replace(generator_settings(blobs, tmp_path / "g", images=8), start=file, path_length=2.0))
     assert load_state(tmp_path / "g/state.pt")["path_length"]["mean"] > 0
-    with pytest.raises(TrainingError, match="has no discriminator"):
-        train_encoder(encoder_settings(blobs, file, tmp_path / "e", images=8))
+    settings = encoder_settings(blobs, file, tmp_path / "e", images=8)
+    with pytest.raises(TrainingError, match=r"has no discriminator; use --perceptual 0\.$"):
+        train_encoder(settings)
+    monkeypatch.setattr(encoder, "load_losses", lambda config: ({}, config.perceptual + config.lpips))  # no weights
+    with pytest.raises(TrainingError, match=r"use --lpips 0 \(or .*\) and --decoder-rate 0\.$"):
+        train_encoder(replace(settings, perceptual=0, lpips=0.8, decoder_rate=1e-3))
 
 
 def worker(rank: int, port: int, train: Callable[[T], Path], settings: T, file: Path) -> None:
@@ -385,10 +475,49 @@ def test_batches_that_processes_cannot_share_are_refused():
         processes.check(9, 8)
 
 
+def test_processes_that_resume_at_different_places_refuse_to_start(monkeypatch: pytest.MonkeyPatch):
+    processes = Processes("cpu")
+    processes.agree(8)
+    monkeypatch.setattr(processes, "gather", lambda part: torch.cat([part, torch.zeros_like(part)]))
+    with pytest.raises(TrainingError, match=r"after 8, 0 pictures: .* all machines share"):
+        processes.agree(8)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_training_takes_the_gpu_where_there_is_one(there: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert Processes(FacesTraining(Path("d"), Path("g"), Path("o")).device).device.type == ("cuda" if there else "cpu")
+
+
 def test_a_broken_state_and_other_settings_are_named(blobs: Path, small_run: Path, tmp_path: Path):
     (tmp_path / "state.pt").write_bytes(b"half a file")
     with pytest.raises(TrainingError, match="cannot be read as a saved run"):
         train_generator(generator_settings(blobs, tmp_path, images=8))
+
+
+@pytest.mark.parametrize("full", ["settings.json", "state.pt", "samples_0000016.png", "tensorboard"])
+def test_a_full_disk_costs_a_sentence_and_not_the_last_state(
+    full: str, blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    train_generator(generator_settings(blobs, tmp_path, images=8))
+    saved = (tmp_path / "state.pt").read_bytes()
+    owner, method = {
+        "settings.json": (Path, "write_text"),
+        "state.pt": (torch, "save"),
+        "samples_0000016.png": (Image.Image, "save"),
+        "tensorboard": (SummaryWriter, "add_scalar"),
+    }[full]
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match=f"{full} could .* No space .* make room"):
+        patch.setattr(owner, method, refuse)
+        train_generator(replace(generator_settings(blobs, tmp_path, images=16), log_every=1))
+    assert not list(tmp_path.glob("*.part"))
+    if full != "samples_0000016.png":  # which comes after the state
+        assert (tmp_path / "state.pt").read_bytes() == saved
+    train_generator(generator_settings(blobs, tmp_path, images=20))
+    assert load_state(tmp_path / "state.pt")["progress"]["images"] == 20
 
 
 def test_growing_keeps_the_pictures(small_run: Path):
@@ -411,6 +540,17 @@ def test_a_grown_discriminator_first_says_what_the_smaller_one_does(small_run: P
     with torch.no_grad():
         inner = critic.convs[:2](plain)[..., 8:-8, 8:-8]
         torch.testing.assert_close(inner, small.convs[0](plain)[..., 8:24, 8:24], atol=1e-3, rtol=1e-3)
+
+
+def test_a_generator_grows_on_the_cpu_and_then_moves(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generator, "Precision", lambda name, device: None)  # there is none on the meta device
+    settings = replace(generator_settings(blobs, tmp_path, 8), resolution=64, channels=(*CHANNELS, 4), start=small_run)
+    training = generator.Training(settings, Processes("meta"))  # mixing devices raises
+    networks = (training.generator, training.discriminator, training.average)
+    assert all(parameter.is_meta for network in networks for parameter in network.parameters())
+    assert training.g_optimizer.param_groups[0]["params"] == list(training.generator.parameters())
 
 
 def test_starting_from_other_widths_is_refused(small_run: Path):
@@ -440,6 +580,39 @@ def test_an_encoder_starts_from_a_trained_trunk_with_new_heads(blobs: Path, smal
         start_trunk(str(tmp_path / "model"), Encoder(EncoderConfig(kind="w", **shape | {"stem": 16})))
     with pytest.raises(TrainingError, match="other layers"):
         start_trunk(str(tmp_path / "model"), Encoder(EncoderConfig(kind="w", **shape | {"blocks": (1, 1, 1, 2)})))
+
+
+def test_codes_pictures_grids_and_loss_networks_keep_float32_in_half_precision(
+    blobs: Path, small_run: Path, tmp_path: Path
+):
+    torch.manual_seed(0)
+    training = encoder.Training(encoder_settings(blobs, small_run, tmp_path, images=8), Processes("cpu"))
+    seen = []
+    network = torch.nn.Conv2d(3, 1, 1)  # a loss network's only layer
+    training.losses["stand-in"] = (1.0, lambda a, b: (network(a) - network(b)).square().mean())
+    network.register_forward_hook(lambda module, given, answer: seen.append((given[0].dtype, answer.dtype)))
+    z, images = torch.randn(4, 16), torch.rand(4, 3, 32, 32) * 2 - 1
+    linear, features = training.encoder.styles[0].linear, torch.randn(4, 16)
+    augment = Augment(0.6)
+    augment.probability = 1.0
+
+    def answers() -> list[torch.Tensor]:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            moved = augment(images)
+        to_rgb = training.generator.to_rgbs[0]
+        return [linear(features), training.generator.map(z), to_rgb.upsample(images), moved]
+
+    expected = answers()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = answers()
+        codes = training.invert(images)
+        made = training.render(codes)
+        training.distances(made, images)
+        assert training.encoder.input_layer(images).dtype == torch.bfloat16, "nothing was computed in half precision"
+    assert codes.dtype == made.dtype == torch.float32 and seen == [(torch.float32, torch.float32)] * 2
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["generator", "encoder"])

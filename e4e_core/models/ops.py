@@ -2,10 +2,12 @@
 
 Names of parameters and buffers follow the widely used PyTorch layout of StyleGAN2, so that published
 checkpoints load without renaming. Every layer computes in the dtype of the features it is given; its
-parameters stay float32 unless the caller casts them.
+parameters stay float32 unless the caller casts them. Under autocast convolutions compute in its dtype, but codes,
+styles and pictures stay float32.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,12 @@ from torch.nn import functional as F
 LEAKY_SLOPE = 0.2
 LEAKY_GAIN = math.sqrt(2)  # keeps the variance of a leaky ReLU's output near that of its input
 EPSILON = 1e-8
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """The context in which operators on `x` and what is on its device keep their dtypes; free without autocast."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def leaky_relu(x: Tensor) -> Tensor:
@@ -52,7 +60,8 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
         weight = self.kernel.flip(0, 1).to(x.dtype).expand(channels, 1, -1, -1)
-        return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=channels)  # [n, c, 2h, 2w]
+        with without_autocast(x):
+            return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=channels)  # [n, c, 2h, 2w]
 
 
 class EqualLinear(nn.Module):
@@ -74,7 +83,8 @@ class EqualLinear(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)
+        with without_autocast(x):
+            x = F.linear(x.to(self.weight.dtype), self.weight * self.scale, self.bias * self.lr_mul)
         return leaky_relu(x) if self.activation else x
 
 
@@ -140,6 +150,7 @@ class ModulatedConv2d(nn.Module):
         else:
             y = F.conv2d(features, weight.to(x.dtype), padding=self.padding)
         if self.demodulate:
-            power = style.square() @ weight.float().square().sum((2, 3)).T  # [n, out]
+            with without_autocast(style):
+                power = style.square() @ weight.float().square().sum((2, 3)).T  # [n, out]
             y = y * torch.rsqrt(power + EPSILON).to(y.dtype)[:, :, None, None]
         return y

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from e4e_core.models.ops import without_autocast
+
 ADJUST_IMAGES = 100_000  # pictures in which the probability can go from 0 to 1
 GREY = (0.299, 0.587, 0.114)
 
@@ -56,8 +58,9 @@ class Augment:
         shift = self._sometimes(0.125 * torch.randn(n, 2, device=device), 0.0)
         cos, sin = angle.cos() / scale, angle.sin() / scale
         rows = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)  # [n, 2, 2]
-        grid = F.affine_grid(torch.cat([rows, shift[:, :, None]], 2), list(images.shape), align_corners=False)
-        return F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
+        with without_autocast(images):  # a bfloat16 step near the edge of a grid at 1024² is 2 px
+            grid = F.affine_grid(torch.cat([rows, shift[:, :, None]], 2), list(images.shape), align_corners=False)
+            return F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
 
     def _recolour(self, images: Tensor) -> Tensor:
         n, device = len(images), images.device

@@ -142,9 +142,12 @@ class LearningDecoder:
         self.processes.average_gradients(self.generator.parameters())
         self.processes.average_gradients(self.discriminator.parameters())
 
-    def follow(self, share: float) -> None:
-        """After the optimizers' step: the generator's average, and all learning rates at this share of their first."""
+    def follow(self) -> None:
+        """After the optimizers' step: the generator's average."""
         blend(self.average, self.generator, 0.5 ** (self.config.batch / EMA_IMAGES))
+
+    def set_rates(self, share: float) -> None:
+        """Let everything here learn at this share of its first rate."""
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = share * rate

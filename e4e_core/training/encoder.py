@@ -1,5 +1,6 @@
 """Training an encoder (e4e: Tov et al. 2021; pSp: Richardson et al. 2021) on a generator, frozen or learning."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from e4e_core.formats import read_folder, read_published
 from e4e_core.images import content
 from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
+from e4e_core.models.ops import without_autocast
 from e4e_core.models.stylegan2 import GeneratorConfig
 from e4e_core.training.data import Pictures, endless_batches
 from e4e_core.training.decoder import MAPPED, LearningDecoder
@@ -24,7 +26,7 @@ from e4e_core.training.run import Progress, Run, Stateful
 from e4e_core.training.settings import EncoderTraining
 from errors import DownloadError, TrainingError
 
-__all__ = ["CodePool", "EncoderTraining", "LearningDecoder", "active_deltas", "train_encoder"]
+__all__ = ["CodePool", "EncoderTraining", "LearningDecoder", "active_deltas", "rate_share", "train_encoder"]
 
 MIXING = 0.9  # share of a learning generator's samples whose layers come from two codes
 
@@ -39,17 +41,26 @@ def active_deltas(config: EncoderTraining, images: int, num_layers: int, first: 
     return min(num_layers - 1, max(first, 1 + (images - config.progressive_start) // config.progressive_every))
 
 
+def rate_share(config: EncoderTraining, images: int) -> float:
+    """The learning rates after `images` pictures, 0 … 1 of their first: along half a cosine, or always 1."""
+    if not config.decay:
+        return 1.0
+    return (1 + math.cos(math.pi * min(images / config.images, 1.0))) / 2
+
+
 def train_encoder(config: EncoderTraining) -> Path:
     """Run or continue the training; returns the folder with the model for `load_model`.
 
     Raises TrainingError for unusable data or states.
     """
     processes = Processes(config.device)
-    processes.check(config.batch, config.synthetic, config.samples, parts=config.accumulate)
+    samples = config.samples if config.decoder_rate else 0
+    processes.check(config.batch, config.synthetic, samples, parts=config.accumulate)
     torch.manual_seed(config.seed)
     training = Training(config, processes)
     run = Run(config.out, config, training.parts(), quiet=not processes.main)
     run.resume()
+    processes.agree(training.progress.images)
     progress, size, aspect = training.progress, training.model.resolution, config.aspect
     pictures = Pictures(config.data, size, mirror=True, holdout=config.holdout, aspect=aspect)
     share = (processes.rank, processes.count)
@@ -66,7 +77,7 @@ def train_encoder(config: EncoderTraining) -> Path:
             values = {name: term.item() for name, term in terms.items()}
             bar.set_postfix({"deltas": training.encoder.num_deltas} | {k: f"{v:.3f}" for k, v in values.items()})
             if report:
-                rate = training.schedule.get_last_lr()[0]
+                rate = training.optimizer.param_groups[0]["lr"]
                 report.log.scalars("train", values | {"total": sum(values.values()), "rate": rate}, step)
         bar.update(config.batch)
         if progress.images % config.save_every < config.batch or progress.images >= config.images:
@@ -91,7 +102,7 @@ class Training:
         for _, network in self.losses.values():
             network.to(device)
         if critic is None and (self.perceptual or config.decoder_rate):
-            raise TrainingError(f"{config.generator} has no discriminator; use --perceptual 0 and --decoder-rate 0.")
+            raise TrainingError(f"{config.generator} has no discriminator; use {self._without_critic()}.")
         if config.decoder_rate and config.aspect != (1, 1):
             raise TrainingError("A learning generator needs square pictures; use --decoder-rate 0 or --aspect 1 1.")
         self.generator = generator.to(device).eval().requires_grad_(False)
@@ -105,9 +116,6 @@ class Training:
         processes.join_batch_norms(self.encoder)
         self.latent_critic = LatentCritic(config, generator.config.latent_dim, processes)
         self.optimizer = _optimizer(config, self.encoder)
-        floor = 0.0 if config.decay else config.learning_rate
-        steps = config.images // config.batch
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps, eta_min=floor)
         self.progress = Progress()
         self.decoder = (
             LearningDecoder(config, generator, critic, processes, self.precision) if config.decoder_rate else None
@@ -118,13 +126,23 @@ class Training:
             if critic is not None:
                 critic.features = torch.compile(critic.features, dynamic=False)
 
+    def _without_critic(self) -> str:
+        """The settings that need no discriminator, of those that now do."""
+        config, remedies = self.config, []
+        if config.perceptual:
+            remedies.append("--perceptual 0")
+        if self.perceptual > config.perceptual:
+            remedies.append("--lpips 0 (or LPIPS's weights, as said above)")
+        if config.decoder_rate:
+            remedies.append("--decoder-rate 0")
+        return " and ".join(remedies)
+
     def parts(self) -> dict[str, Stateful]:
         """What a stopped run needs."""
         return {
             "encoder": self.encoder,
             **self.latent_critic.parts(),
             "optimizer": self.optimizer,
-            "schedule": self.schedule,
             "progress": self.progress,
             "scaler": self.precision.scaler,
             **(self.decoder.parts() if self.decoder else {}),
@@ -132,10 +150,13 @@ class Training:
 
     def invert(self, images: Tensor) -> Tensor:
         """float [n, 3, h, w] of the generator's size -> codes float32 [n, L, D]."""
-        side, (width, height) = self.config.input_size, self.config.aspect
+        return self.model.invert(self._pooled(images, self.config.input_size))
+
+    def _pooled(self, images: Tensor, side: int) -> Tensor:
+        """float [n, 3, h, w] -> [n, 3, h', side] of the pictures' aspect, averaged."""
+        width, height = self.config.aspect
         size = (side * height // width, side)
-        inputs = images if tuple(images.shape[2:]) == size else F.adaptive_avg_pool2d(images, size)
-        return self.model.invert(inputs)
+        return images if tuple(images.shape[2:]) == size else F.adaptive_avg_pool2d(images, size)
 
     def render(self, codes: Tensor) -> Tensor:
         """Codes float [n, L, D] -> pictures [n, 3, h, w]: of the generator's square, the rows that hold something."""
@@ -149,11 +170,15 @@ class Training:
     def _distances(
         self, images: Tensor, reals: Tensor, features: tuple[list[Tensor], list[Tensor]] | None
     ) -> dict[str, Tensor]:
-        terms = {"l2": self.config.l2 * F.mse_loss(images.float(), reals)}
+        largest = self.model.resolution
+        side = min(self.config.compare or largest, largest)
+        images, reals = self._pooled(images.float(), side), self._pooled(reals, side)
+        terms = {"l2": self.config.l2 * F.mse_loss(images, reals)}
         if self.perceptual:
             terms["perc"] = self.perceptual * feature_distance(*features)
-        for name, (weight, network) in self.losses.items():
-            terms[name] = weight * network(images.float(), reals)
+        with without_autocast(reals):
+            for name, (weight, network) in self.losses.items():
+                terms[name] = weight * network(images, reals)
         return terms
 
     def step(self, reals: Tensor, penalize: bool) -> dict[str, Tensor]:
@@ -163,6 +188,7 @@ class Training:
         """
         config, decoder, precision = self.config, self.decoder, self.precision
         self.encoder.num_deltas = active_deltas(config, self.progress.images, self.model.num_layers, self.first_deltas)
+        self._set_rates(rate_share(config, self.progress.images))
         optimizers = [self.optimizer, *(decoder.optimizers if decoder else [])]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -172,9 +198,8 @@ class Training:
             decoder.finish_gradients(reals, penalize)
         precision.step(*optimizers)
         precision.scaler.update()
-        self.schedule.step()
         if decoder:
-            decoder.follow(self.schedule.get_last_lr()[0] / config.learning_rate)
+            decoder.follow()
         if self.judged:
             codes = torch.cat([codes for _, codes in answers])[:, : self.encoder.num_deltas + 1]
             with torch.no_grad():
@@ -186,6 +211,13 @@ class Training:
     def judged(self) -> bool:
         """Whether the latent discriminator takes part."""
         return self.config.kind == "e4e" and self.config.adversarial > 0
+
+    def _set_rates(self, share: float) -> None:
+        """Let the encoder and a learning generator learn at this share of their first rates."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * self.config.learning_rate
+        if self.decoder:
+            self.decoder.set_rates(share)
 
     def _learn_from(self, reals: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Add all gradients for a part of the batch; returns the encoder's losses, and the codes without gradient."""

@@ -1,7 +1,6 @@
 """Training StyleGAN2 on a folder of aligned pictures (Karras et al. 2020)."""
 
 import copy
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from e4e_core.training.augment import Augment
 from e4e_core.training.data import Pictures, endless_batches
 from e4e_core.training.losses import PathLength, discriminator_loss, gradient_penalty, non_saturating
 from e4e_core.training.processes import Precision, Processes
-from e4e_core.training.run import Log, Progress, Run, Stateful, load_state
+from e4e_core.training.run import Log, Progress, Run, Stateful, load_state, replacing
 from e4e_core.training.settings import GeneratorTraining
 from errors import TrainingError
 
@@ -34,6 +33,7 @@ __all__ = [
 ]
 
 DISCRIMINATOR = "discriminator.safetensors"  # beside a model: the critic its generator was trained with
+AT_ONCE = 8  # pictures of a sheet rendered together: 64 of 1024 px would fill a GPU
 PATH_EVERY = 4  # steps between path-length regularisations
 
 
@@ -46,6 +46,7 @@ def train_generator(config: GeneratorTraining) -> Path:
     training = Training(config, processes)
     run = Run(config.out, config, training.parts(), quiet=not processes.main)
     run.resume()
+    processes.agree(training.progress.images)
     training.settle()
     progress, average = training.progress, training.average
     share = (processes.rank, processes.count)
@@ -69,7 +70,7 @@ def train_generator(config: GeneratorTraining) -> Path:
             if log:
                 run.save()
                 sheet = to_sheet(sample(average, sample_z, truncation=0.7), columns=8)
-                sheet.save(run.folder / f"samples_{progress.images:07d}.png")
+                run.save_sheet("samples", sheet, progress.images)
                 log.picture("samples", sheet, step)
             processes.wait()
     bar.close()
@@ -85,10 +86,11 @@ class Training:
         self.config, self.processes = config, processes
         device = processes.device
         shape = GeneratorConfig(config.resolution, config.latent_dim, config.mapping_layers, config.channels)
-        self.generator = Generator(shape).to(device)
-        self.discriminator = Discriminator(config.channels).to(device, memory_format=torch.channels_last)
+        self.generator, self.discriminator = Generator(shape), Discriminator(config.channels)
         if config.start is not None:
             start_from(config.start, self.generator, self.discriminator)
+        self.generator.to(device)
+        self.discriminator.to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         rate, betas = config.learning_rate, (0.0, 0.99)
         self.g_optimizer = _lazy_adam(self.generator, rate, betas, PATH_EVERY if config.path_length else 0)
@@ -212,10 +214,14 @@ def blend(average: nn.Module, current: nn.Module, keep: float) -> None:
 
 @torch.no_grad()
 def sample(generator: Generator, z: Tensor, truncation: float) -> Tensor:
-    """Pictures [n, 3, R, R] of z [n, D], their w drawn towards the mean by `truncation` (ψ) from 1 (not) to 0."""
+    """Pictures of z [n, D], their w drawn towards the mean by `truncation` (ψ) from 1 (not) to 0.
+
+    Returns: float32 [n, 3, R, R] on the CPU, a few rendered at a time.
+    """
     center = generator.mean_latent()
     w = center + truncation * (generator.map(z) - center)  # [n, D]
-    return generator(w[:, None].expand(-1, generator.config.num_layers, -1))
+    codes = w[:, None].expand(-1, generator.config.num_layers, -1)
+    return torch.cat([generator(few).cpu() for few in codes.split(AT_ONCE)])
 
 
 def load_generator(path: Path) -> tuple[Generator, Discriminator | None]:
@@ -256,14 +262,8 @@ def export_generator(folder: Path, file: Path) -> None:
     content = {"g_ema": generator.state_dict(), "latent_avg": generator.mean_latent()}
     if discriminator is not None:
         content["d"] = discriminator.state_dict()
-    part = file.with_name(f"{file.name}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
         torch.save(content, part)
-        os.replace(part, file)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise TrainingError(f"{file} could not be written ({error}); check the folder and its space.") from error
 
 
 @torch.no_grad()
@@ -272,6 +272,7 @@ def start_from(path: Path, generator: Generator, discriminator: Discriminator) -
 
     A grown generator's new `to_rgb` starts at zero, so that it first renders the smaller one's pictures, enlarged.
     The discriminator gets a new first block in front of the smaller one's, which starts by passing them what they know.
+    Args: generator, discriminator: on the CPU.
     Raises TrainingError if the shapes do not fit.
     """
     old_generator, old_discriminator = load_generator(path)

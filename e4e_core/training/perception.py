@@ -68,7 +68,7 @@ class Lpips(nn.Module):
         distances = []
         for i, (start, end) in enumerate(pairwise(self.ENDS)):
             x = self.trunk[start:end](x)
-            a, b = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)).chunk(2)  # unit length over channels
+            a, b = F.normalize(x, dim=1, eps=1e-10).chunk(2)  # unit length over channels
             distances.append(((a - b).square() * self.get_buffer(f"head{i}")).sum(1).mean())
         return torch.stack(distances).sum()
 

@@ -19,6 +19,7 @@ from errors import TrainingError
 class Processes:
     """The processes of this run.
 
+    Args: device: "cpu", "cuda", or "auto": a GPU where there is one, else the CPU.
     Attributes:
         rank, count: which of how many this is.
         device: the one to compute on, of its own for each process where there are several GPUs.
@@ -27,6 +28,8 @@ class Processes:
     """
 
     def __init__(self, device: str):
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.rank, self.count, self.device = 0, 1, torch.device(device)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
@@ -43,6 +46,15 @@ class Processes:
         if parts < 1 or any(size % shares for size in sizes):
             raise TrainingError(
                 f"{self.count} processes cannot share batches of {sizes} in {parts} parts; use multiples of {shares}."
+            )
+
+    def agree(self, images: int) -> None:
+        """Raises TrainingError unless all processes go on after as many pictures."""
+        counts = self.gather(torch.tensor([images], device=self.device)).tolist()
+        if len(set(counts)) > 1:
+            raise TrainingError(
+                f"The processes would go on after {', '.join(map(str, counts))} pictures: they do not read the same "
+                "state. Let --out be a folder that all machines share, or copy its state.pt to each of them."
             )
 
     def share(self, batch: Tensor) -> Tensor:

@@ -1,13 +1,11 @@
 """What a run of the encoder's training saves and shows."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -16,10 +14,10 @@ from e4e_core.checkpoints import save_model
 from e4e_core.images import to_sheet
 from e4e_core.training.data import Pictures
 from e4e_core.training.generator import DISCRIMINATOR, sample
-from e4e_core.training.run import Log, Run
+from e4e_core.training.perception import DlibIdentity, dlib_weights
+from e4e_core.training.run import Log, Run, replacing
 from e4e_core.training.settings import EncoderTraining
 from e4e_core.training.validation import BATCH, Validation, measuring
-from errors import TrainingError
 
 if TYPE_CHECKING:
     from e4e_core.training.encoder import Training
@@ -33,12 +31,16 @@ class Report:
     def __init__(self, config: EncoderTraining, training: "Training", run: Run, pictures: Pictures):
         self.config, self.training, self.run, self.pictures = config, training, run, pictures
         self.log = Log(config.out, training.progress.images // config.batch)
-        self.edits = list(load_file(config.directions).values()) if config.directions else []
+        directions = load_file(config.directions) if config.directions else {}
+        self.edits = list(directions.values())
         size = training.model.resolution
-        held = []
+        held, faces = [], None
         if config.holdout:
             held = Pictures(config.data, size, holdout=config.holdout, held=True, aspect=config.aspect)
-        self.validation = Validation(held, training.invert, training.render, training.distances)
+            if config.template is not None:
+                faces = DlibIdentity(dlib_weights(), config.template).to(training.model.device).embed
+        invert, render, distances = training.invert, training.render, training.distances
+        self.validation = Validation(held, invert, render, distances, faces, directions)
         dim = training.model.latent_dim
         self.sample_z = torch.randn(32, dim, generator=torch.Generator().manual_seed(1))
 
@@ -56,17 +58,17 @@ class Report:
                 if figures["score"] < training.progress.best:
                     training.progress.best = figures["score"]
                     self._write(folder / "best")
+            self._write(folder / "model")  # before the state: a run that dies between them makes it again
             self.run.save()
-            self._write(folder / "model")
             sheet = to_sheet(
                 self.validation.sheet(training.model, reals, self.edits), columns=2 * (2 + len(self.edits))
             )
-            sheet.save(folder / f"inversions_{images:07d}.png")
+            self.run.save_sheet("inversions", sheet, images)
             self.log.picture("inversions", sheet, step)
             if training.decoder:
                 drawn = sample(training.model.decoder, self.sample_z.to(training.model.device), truncation=1.0)
                 sheet = to_sheet(drawn, columns=8)
-                sheet.save(folder / f"samples_{images:07d}.png")
+                self.run.save_sheet("samples", sheet, images)
                 self.log.picture("samples", sheet, step)
 
     def _write(self, folder: Path) -> None:
@@ -74,13 +76,8 @@ class Report:
         save_model(self.training.model, folder)
         if self.training.critic is not None:
             weights = {key: value.contiguous() for key, value in self.training.critic.state_dict().items()}
-            part = folder / f"{DISCRIMINATOR}.part"
-            try:
+            with replacing(folder / DISCRIMINATOR) as part:
                 save_file(weights, part)
-                os.replace(part, folder / DISCRIMINATOR)
-            except (OSError, SafetensorError) as error:
-                part.unlink(missing_ok=True)
-                raise TrainingError(f"{folder / DISCRIMINATOR} could not be written ({error}); make room.") from error
 
     def _w_of_photos(self) -> Tensor:
         """What the encoder as it is sees in the training's pictures, or in SETTLED_ON of them: w float [n, D]."""

@@ -4,15 +4,44 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from errors import TrainingError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Writing that fails, as on a full disk, raises TrainingError with the name of what was written."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(
+            f"{path} could not be written ({error}); make room, then start again. What was saved before is kept."
+        ) from error
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A file beside `file` to write, which then takes its place in one step; if that fails, the old one stays whole.
+
+    Raises TrainingError if it fails.
+    """
+    part = file.with_name(f"{file.name}.part")
+    try:
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class Stateful(Protocol):
@@ -46,33 +75,30 @@ class Run:
         self.folder = Path(folder)
         self.settings = settings
         self.parts = parts
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not quiet:
             text = json.dumps({"training": type(settings).__name__} | asdict(settings), indent=2, default=str)
             print(text)
-            (self.folder / "settings.json").write_text(text + "\n", encoding="utf-8")
+            with replacing(self.folder / "settings.json") as part:
+                part.write_text(text + "\n", encoding="utf-8")
 
     @property
     def file(self) -> Path:
         return self.folder / "state.pt"
 
     def save(self) -> None:
-        """Write the state beside the old one, then replace it in one step; a full disk leaves the old one whole.
-
-        Raises TrainingError when the file cannot be written.
-        """
+        """Replace the saved state. Raises TrainingError if that fails; the old one then stays whole."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state["random"] = torch.get_rng_state()
         if torch.cuda.is_available():
             state["random_cuda"] = torch.cuda.get_rng_state()
         state["settings"] = {key: str(value) for key, value in asdict(self.settings).items()}
-        new = self.file.with_suffix(".new")
-        try:
-            torch.save(state, new)
-            os.replace(new, self.file)
-        except (OSError, RuntimeError) as error:
-            new.unlink(missing_ok=True)
-            raise TrainingError(f"{self.file} could not be written ({error}); the last saved state is kept.") from error
+        with replacing(self.file) as part:
+            torch.save(state, part)
+
+    def save_sheet(self, name: str, sheet: Image.Image, images: int) -> None:
+        """Keep a picture as `name`_`images`.png. Raises TrainingError when it cannot be written."""
+        with replacing(self.folder / f"{name}_{images:07d}.png") as part:
+            sheet.save(part, "PNG")
 
     def resume(self) -> bool:
         """Restore the saved state if there is one; says whether there was. Raises TrainingError if it does not fit."""
@@ -102,28 +128,35 @@ def load_state(file: Path) -> dict[str, Any]:
 
 
 class Log:
-    """A run's TensorBoard files in `folder`/tensorboard; without the package `tensorboard` there are none."""
+    """A run's TensorBoard files in `folder`/tensorboard; without the package `tensorboard` there are none.
+
+    Raises TrainingError when they cannot be written.
+    """
 
     def __init__(self, folder: Path, images: int):
-        self.writer = None
+        self.writer, self.folder = None, folder / "tensorboard"
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             print("TensorBoard is not installed, so there are no curves; requirements-training.txt names it.")
             return
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=images)
+        with writing(self.folder):
+            self.writer = SummaryWriter(str(self.folder), purge_step=images)
 
     def scalars(self, group: str, values: Mapping[str, float], images: int) -> None:
         if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, images)
+            with writing(self.folder):
+                for name, value in values.items():
+                    self.writer.add_scalar(f"{group}/{name}", value, images)
 
     def picture(self, name: str, sheet: Image.Image, images: int) -> None:
         if self.writer:
             import numpy as np
 
-            self.writer.add_image(name, np.asarray(sheet), images, dataformats="HWC")
+            with writing(self.folder):
+                self.writer.add_image(name, np.asarray(sheet), images, dataformats="HWC")
 
     def close(self) -> None:
         if self.writer:
-            self.writer.close()
+            with writing(self.folder):
+                self.writer.close()

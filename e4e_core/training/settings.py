@@ -45,7 +45,8 @@ class GeneratorTraining:
     """bfloat16 helps on GPUs and on CPUs with fast bfloat16, float16 on older GPUs."""
     accumulate: int = 1
     """Parts of a batch that the discriminator sees one after the other, for less memory."""
-    device: str = "cpu"
+    device: str = "auto"
+    """auto is a GPU where there is one, else the CPU; or cpu, cuda."""
     workers: int = 1
     """Processes that decode pictures."""
     save_every: int = 8_000
@@ -94,6 +95,8 @@ class EncoderTraining:
     learning_rate: float = 1e-3
     decay: bool = True
     """Let the learning rates fall to zero along a half cosine."""
+    compare: int = 0
+    """Side in pixels at which pictures are compared by L2, LPIPS, identity and MoCo; 0 is the generator's."""
     l2: float = 1.0
     """Weight of the pixels' squared distance."""
     perceptual: float = 0.8
@@ -137,7 +140,8 @@ class EncoderTraining:
     """(width, height) ratio of the pictures; a wide one lies in the middle rows of the generator's square."""
     directions: Path | None = None
     """Safetensors file of directions [L, D] whose edits the sample sheets show."""
-    device: str = "cpu"
+    device: str = "auto"
+    """auto is a GPU where there is one, else the CPU; or cpu, cuda."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     accumulate: int = 1
     """Parts of a batch that are computed one after the other, for less memory; each has batch statistics of its own."""
@@ -169,6 +173,7 @@ class DomainTraining(EncoderTraining):
     optimizer: Literal["adamw", "ranger"] = "ranger"
     learning_rate: float = 1e-4
     decay: bool = False
+    compare: int = 256
     perceptual: float = 0.0
     lpips: float = 0.8
     moco: float = 0.5
@@ -178,7 +183,6 @@ class DomainTraining(EncoderTraining):
     progressive_start: int = 160_000
     progressive_every: int = 16_000
     template: tuple[float, float] | None = None
-    device: str = "cuda"
     workers: int = 4
 
 
