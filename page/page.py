@@ -416,7 +416,11 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         once_more.start()
 
     def _drop_photo(self, session: str, before: float) -> None:
-        """Drop the photo of a page if it was chosen before that time."""
+        """Drop the photo of a page if it was chosen before that time, and the pictures that nobody fetches any more."""
+        # Gradio would keep them for the last 2000 pages. To a page that is there again, they are on their way at once.
+        unread = self.blocks._queue.pending_messages_per_session.get(session)
+        while unread is not None and not unread.empty():
+            unread.get_nowait()
         states = self.blocks.state_holder.session_data
         if session in states and self.visit._id in states[session]:
             state = states[session]

@@ -1,5 +1,6 @@
 """What the page lets people take of its machine, and what happens at the limit."""
 
+from asyncio import Queue
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -74,7 +75,10 @@ def test_the_photo_nobody_touched_for_longest_makes_room(page, opened, monkeypat
 def test_a_page_that_was_cut_off_keeps_its_edits_but_not_its_photo(page, opened):
     holder, key = page.blocks.state_holder, page.visit._id
     holder["asleep"][key] = replace(opened, model="other", edits=Edits({"smile": 1.0}))
+    unread = page.blocks._queue.pending_messages_per_session["asleep"] = Queue()  # as Gradio makes it
+    unread.put_nowait("a picture")
     page.forget(SimpleNamespace(session_hash="asleep"))
+    assert unread.empty()
     left = holder["asleep"][key]
     assert left.session is None and left.dropped
     assert (left.model, left.edits) == ("other", Edits({"smile": 1.0}))

@@ -4,6 +4,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from errors import E4EError
 from page.incoming import FAILED
 from page.own import OWN
 from page.page import Page
-from page.presets import Edits, keep, own, read_settings
+from page.presets import Edits, keep, of_face, own, read_settings
 from page.studio import Studio, Visit
 
 ANYTHING = st.recursive(
@@ -242,6 +243,27 @@ def test_sliders_that_something_else_has_set_since_are_not_heard(page, visit):
     assert heard[page.visit].edits.strengths == {"smile": 2}
 
 
+def test_undo_leads_back_to_what_the_hand_had_not_let_go_of(page, visit):
+    moved = page.studio.move(visit, {"strengths": {"smile": 1}}, rest=False)
+    reset = page.reset_all(moved)[page.visit]
+    assert page.step_back(reset)[page.visit].edits.strengths == {"smile": 1}
+    forth = page.step_forth(moved)[page.visit]  # there is nothing to redo
+    assert forth.full is not None and forth.history.edits.strengths == {"smile": 1}
+
+
+def test_a_face_without_edits_keeps_its_session_while_another_is_open(page, visit):
+    refined = replace(visit.session, codes=visit.session.codes + 0.1)
+    elsewhere = page.studio.choose_face(replace(visit, others={1: (refined, visit.history)}), 1)
+    assert elsewhere.session is refined and elsewhere.others[0][0] is visit.session and elsewhere.backdrop is None
+    assert page.studio.settings(elsewhere).get("others", {}) == {}
+
+
+def test_settings_of_several_faces_are_read_for_the_open_one():
+    settings = {"strengths": {"smile": 1}, "face": 0, "others": {"1": {"strengths": {"smile": 2}}, "2": 5}}
+    assert [of_face(settings, face)["strengths"]["smile"] for face in range(3)] == [1, 2, 1]
+    assert of_face({"strengths": {}, "others": []}, 1) == {"strengths": {}, "others": []}
+
+
 def test_no_handler_needs_a_photo(page):
     for handler in (page.download_face, page.download_photo, page.download_grid):
         assert "choose one first" in said(page, handler, Visit("tiny"))
@@ -282,6 +304,8 @@ def test_frames_are_for_open_pages_alone(served, page, visit):
     face, compare, whole, status = ask().json()
     assert face["url"].startswith("data:image/jpeg") and compare is whole is None and "smile +3" in status
     assert page.blocks.state_holder["me"][page.visit._id].edits.strengths == {"smile": 3}
+    assert ask().status_code == 204, "the picture is there"
+    assert "smile +3" in ask(again=True).json()[-1], "unless it got lost"
     assert "No edits" in ask(sent=[]).json()[-1]
     assert ask(session="somebody").status_code == ask(bank={}).status_code == 204
     assert ask(levels='{"set_at": "1"}').status_code == ask(levels="[").status_code == 204
