@@ -16,7 +16,7 @@ from errors import ModelError
 
 from .photos import open_photo
 
-SEARCH_PIXELS = (2**20, 2**21)  # a quarter of the photo is searched first, at least and at most this: 0.2 to 0.4 s
+SEARCH_PIXELS = (2**20, 3 * 2**19)  # a quarter of the photo is searched first, at least and at most this: 0.2 to 0.3 s
 TILTED_PIXELS = 2**20  # the same for each of the turned copies
 FINE_PIXELS = 2**22  # for small faces, only when the first look finds nothing certain, or several
 RUNG = 5 / 6  # dlib's detector searches an image pyramid with this ratio
@@ -60,7 +60,7 @@ def find_faces(photo: Image.Image) -> list[Face]:
     """All faces of a photo, the best score first; [] when there is none.
 
     photo: any PIL picture; the faces' coordinates are those of `open_photo(photo)`. The time does not depend on its
-    size: a reduced copy is searched, on which a face of a 12-megapixel photo is found from about 190 px on. If there
+    size: a reduced copy is searched, on which a face of a 12-megapixel photo is found from about 250 px on. If there
     are several, a finer copy is searched for their smaller companions. If nothing is certain, that finer one with a
     border is (small faces, faces cut by the edge), then turned ones. Raises PhotoError for a damaged picture.
     """
