@@ -53,7 +53,7 @@ class Describing(Layout):
             refused.failure(handle(self.give_up_search), None, buttons, **at_once)
         self.cancel_words.click(handle(self.cancel_search), None, [self.status, self.cancel_words], **at_once)
         shown = [self.described_ends, self.status]
-        self.crop.change(handle(self.show_described), [self.described, self.visit], shown, **QUIETLY)
+        self.opened.change(handle(self.show_described), [self.described, self.visit], shown, **QUIETLY)
 
     def _search_buttons(self, searching: bool) -> dict:
         return {

@@ -71,7 +71,7 @@ class Exploring(Layout):
         gr.on(moves, handle(self.look_again), [self.visit, self.sheet, *look], [self.rows, self.status], **quietly)
         # Another photo, face or model, or other sliders.
         inputs = [self.explored, self.visit, self.sheet, *look]
-        gr.on([self.crop.change, self.bank.change], handle(self.refresh), inputs, [self.rows, self.status], **quietly)
+        gr.on([self.opened.change, self.bank.change], handle(self.refresh), inputs, [self.rows, self.status], **quietly)
         self.rows.select(handle(self.choose_component), [self.visit, self.sheet, *look], shown, **QUIETLY)
 
         changed = [*edited, self.bank, self.path, self.own_name]

@@ -134,7 +134,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
     def _wire(self) -> None:
         shown = [self.visit, *self.pictures, self.status, self.undo, self.redo, self.strip]
         edited = [*shown, self.levels]
-        opened = [*edited, self.photo, self.faces, self.crop, self.face_part, self.crop_part]
+        opened = [*edited, self.opened, self.photo, self.faces, self.crop, self.face_part, self.crop_part]
         opened += [self.welcome, self.workspace]
         handle = self._in_sentences
         work = {"show_progress_on": [self.status], **WORK}
@@ -239,6 +239,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         several = len(faces) > 1
         return {
             **self._edited(replace(visit, before=before), text),
+            self.opened: str(time.time_ns()),
             self.photo: self._in_field(session),
             self.crop: as_value(before),
             self.crop_part: gr.Column(visible=True),
