@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from e4e_core.formats import from_published
 from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
+from e4e_core.models.ops import ModulatedConv2d
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
 from errors import ModelError
 
@@ -295,3 +296,13 @@ def naive_encoder(model: E4E, images: Tensor) -> Tensor:
     if config.kind == "e4e":
         codes = [codes[0], *(codes[0] + delta for delta in codes[1:])]
     return torch.stack(codes, 1) + model.latent_avg
+
+
+def test_large_styles_stay_in_the_range_of_half_precision():
+    torch.manual_seed(0)
+    layer = ModulatedConv2d(8, 4, 3, 16)
+    x, w = 2000 * torch.rand(1, 8, 6, 6), 40 * torch.randn(1, 16)
+    with torch.no_grad():
+        assert (x.amax() * layer.modulation(w).abs().amax()) > torch.finfo(torch.float16).max
+        expected, half = layer(x, w), layer(x.half(), w)
+    assert half.isfinite().all() and (half.float() - expected).norm() < 0.01 * expected.norm()

@@ -142,6 +142,8 @@ class ModulatedConv2d(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """[n, in, h, w] features and [n, d] latent codes -> [n, out, h, w], or twice that size."""
         style = self.modulation(w)  # [n, in]
+        if self.demodulate and x.dtype == torch.float16:  # keeps the features in its range; demodulation undoes it
+            style = style / style.abs().amax(1, keepdim=True)
         weight = self.weight[0] * self.scale  # [out, in, k, k]
         features = x * style.to(x.dtype)[:, :, None, None]
         if self.upsample:
