@@ -82,7 +82,12 @@ class Tour:
         self.page.get_by_role("tab", name="In the photo").click()
         self.page.wait_for_function("() => document.querySelector('#whole img')?.naturalWidth > 0")
         self.keep("photo", part=self.page.locator("#centre"))
+        self.page.locator("#region").get_by_label("Mouth").check()
+        expect(self.status).to_contain_text("mouth only")
+        self.settle()
+        self.keep("only", part=self.page.locator("#centre"))
         self.page.get_by_role("tab", name="Face").click()
+        self.steps()
         self.page.locator("#more .label-wrap").click()
         self.page.set_viewport_size({"width": 1440, "height": 2000})  # nothing hides behind the row that sticks below
         self.keep("presets", part=self.page.locator("#more"))
@@ -95,6 +100,15 @@ class Tour:
         self.find()
         self.several()
         self.phone()
+
+    def steps(self) -> None:
+        """What was before, as small pictures; the last step is the fidelity."""
+        self.reset()
+        for slider, value in (("direction-light_lr", "1"), ("direction-smile", "0.6"), ("fidelity", "0.7")):
+            self.page.locator(f"#{slider} input[type=range]").fill(value)
+            expect(self.status).to_contain_text(value)
+            self.settle()
+        self.keep("steps", part=self.page.locator("#centre"))
 
     def film(self) -> None:
         """Some pictures of a film, side by side."""
