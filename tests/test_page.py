@@ -724,8 +724,9 @@ def test_the_finished_page_is_photographed(other, tmp_path):
     slider.press("End")
     expect(other.locator("#status")).to_contain_text("+")
     slider.blur()
-    other.wait_for_timeout(300)  # until the sliders are at rest
-    other.wait_for_function("() => document.querySelector('#result img')?.complete")
+    other.get_by_role("tab", name="In the photo").click()
+    other.wait_for_function("() => document.querySelector('#whole img')?.complete")
+    other.wait_for_timeout(1000)  # until the sliders are at rest
     target = ROOT / "docs" / "page.png" if os.environ.get("E4E_SCREENSHOT") else tmp_path / "page.png"
     target.parent.mkdir(exist_ok=True)
     other.screenshot(path=target)
