@@ -8,12 +8,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 from test_editing import some_directions, tiny_model
 
 import app
+from benchmarks.visitor import Visitor
 from e4e_core.checkpoints import save_model
 from page.parts import step
 
@@ -91,6 +93,7 @@ def test_the_repository_is_a_space(zero_gpu, model_folder, tmp_path):
         "GRADIO_SERVER_NAME": "0.0.0.0",
         "GRADIO_SERVER_PORT": port,
         "GRADIO_TEMP_DIR": str(tmp_path / "temporary"),
+        "E4E_MAX_UPLOAD_MB": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(tmp_path / "stand-in"),
     }
@@ -112,7 +115,14 @@ def test_the_repository_is_a_space(zero_gpu, model_folder, tmp_path):
         while "The page is at" not in log.read_text():
             assert process.poll() is None, log.read_text()
             time.sleep(0.2)
-        client = Client(f"http://127.0.0.1:{port}/", verbose=False, httpx_kwargs={"timeout": 600})
+        address = f"http://127.0.0.1:{port}/"
+        visitor = Visitor(address, httpx.get(f"{address}config").json(), "visitor")
+        visitor.open((ROOT / "examples" / "astronaut.png").read_bytes())
+        visitor.rest([1.0] * len(visitor.sliders))
+        visitor.close()
+        large = httpx.post(f"{address}gradio_api/upload", files={"files": ("large.jpg", bytes(2 << 20))})
+        assert large.status_code == 413
+        client = Client(address, verbose=False, httpx_kwargs={"timeout": 600})
         photo = handle_file(str(ROOT / "examples" / "astronaut.png"))
         path, _ = client.predict(photo=photo, strengths={"smile": 1}, whole=True, api_name="/edit")
         assert Image.open(path).size == (512, 512)
