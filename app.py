@@ -114,6 +114,7 @@ def serve(chosen: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # which Gradio remembers; 10,000 by itself
     limits = {name: limit(name) for name in LIMITS}  # a wrong one is told now, not when a visitor reaches it
     if chosen.mcp and importlib.util.find_spec("mcp") is None:
         raise SettingError("--mcp needs one more package; install it with: pip install 'gradio[mcp]'")

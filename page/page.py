@@ -40,7 +40,7 @@ from page.parts import (
 )
 from page.presets import Edits
 from page.refining import Refining
-from page.studio import SMALL, Visit, label, milliseconds
+from page.studio import SMALL, Visit, give_back, label, milliseconds
 
 FETCHING = 60  # seconds that an upload stays on disk after it was read
 LATE = 60  # seconds after which what was under way for a closed page has come to its end
@@ -428,6 +428,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
             if state[self.visit._id].session is not None and state[self.visit._id].opened < before:
                 state[self.visit._id] = state[self.visit._id].without_photo()
             state[self.found._id] = None
+            give_back()
 
 
 def delete_unless_newer(path: Path, since: float) -> None:
