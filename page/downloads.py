@@ -33,12 +33,10 @@ class Downloads(Layout):
             (self.save_settings, self.download_settings),
         ):
             self._deliver(stands(button).then, save, [self.visit], [self.visit], **WORK)
-
-    def _wire_films(self) -> None:
         inputs = [self.visit, self.path, self.film_kind, self.film_whole]
         # A queue of its own, so that sliders go on while a film is made.
         queue = {"concurrency_id": "films", "concurrency_limit": 1, **RAW}
-        self._deliver(self.animate.click, self.download_film, inputs, [], **queue)
+        self._deliver(stands(self.animate).then, self.download_film, inputs, [], **queue)
 
     def _deliver(self, event: Callable, save: Callable[..., dict], inputs: list, outputs: list, **options: Any) -> None:
         """`event`, such as `button.click`, makes a file, which the browser then stores."""

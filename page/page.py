@@ -157,7 +157,6 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         self.reset.click(handle(self.reset_all), [self.visit], edited, **steps)
 
         self._wire_frames()
-        self._wire_films()
         self._wire_mixing(shown)
         self._wire_exploring(edited)
         self._wire_keeping(edited)
