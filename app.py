@@ -103,14 +103,14 @@ def main(arguments: list[str] | None = None) -> int:
     except E4EError as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the second for a port above 65535
         print(f"app.py: the page cannot listen there ({error}); choose another --host or --port.", file=sys.stderr)
         return 2
     return 0
 
 
 def serve(chosen: argparse.Namespace) -> None:
-    """Serve the page until interrupted. Raises E4EError, and OSError for an address that cannot be used."""
+    """Serve the page until interrupted. Raises E4EError, and OSError or OverflowError for an address that is none."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

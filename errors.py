@@ -1,7 +1,7 @@
 """Every error this project raises on purpose, as one tree. Each message says what to do next.
 
 E4EError
-├── PhotoError            a file is not a picture this project can read
+├── PhotoError            a photo, or what was asked to be done with it, cannot be used
 │   └── NoFaceError       a picture without a face in it
 ├── ModelError            a checkpoint or model name cannot be used
 │   └── DownloadError     a file could not be fetched, or what came is not what was published
@@ -16,7 +16,7 @@ class E4EError(Exception):
 
 
 class PhotoError(E4EError):
-    """A file is not a picture this project can read."""
+    """A photo cannot be used: no picture, too large; or what was asked for is not there: a face, a region, a name."""
 
 
 class NoFaceError(PhotoError):

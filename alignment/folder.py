@@ -1,6 +1,7 @@
 """Aligning a folder of photos in parallel; a module of its own, as worker processes cannot import a __main__."""
 
 import csv
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import cv2
 import tyro
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from errors import ModelError, NoFaceError, PhotoError
@@ -22,6 +23,7 @@ from .landmarks import find_faces
 from .photos import SUFFIXES, open_photo
 
 REPORT = "skipped.csv"
+NOTE = "Aligned"  # the PNG text that says of which photo, and how
 BATCH = 64  # photos per process between two starts of the processes
 
 
@@ -30,7 +32,7 @@ class Alignment:
     """Cut the face out of every photo of a folder and its subfolders, the way FFHQ was cut.
 
     Photos without a face and files that cannot be read are skipped, listed at the end and in skipped.csv in the
-    output folder. Run it again to go on: what is already there is left as it is.
+    output folder. Run it again to go on: what was made of the same photo in the same way is left as it is.
     """
 
     folder: tyro.conf.Positional[Path]  # folder of photos
@@ -125,9 +127,10 @@ def align_file(photo: Path, target: Path, options: Alignment) -> str:
 
     Raises OSError when the picture cannot be written.
     """
-    if is_there(target, options.size):
-        return ""
     try:
+        note = note_of(photo, options)
+        if is_there(target, note):
+            return ""
         picture = open_photo(photo)
         faces = find_faces(picture)
         if not faces:
@@ -141,17 +144,25 @@ def align_file(photo: Path, target: Path, options: Alignment) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        aligned.save(unfinished, "PNG")
+        text = PngImagePlugin.PngInfo()
+        text.add_text(NOTE, note)
+        aligned.save(unfinished, "PNG", pnginfo=text)
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
     return ""
 
 
-def is_there(target: Path, size: int) -> bool:
-    """Whether an earlier run has written this picture at this size."""
+def note_of(photo: Path, options: Alignment) -> str:
+    """How a photo is aligned, and a digest of its file. Raises OSError if it cannot be read."""
+    centre, scale = options.template
+    return f"{options.size} px, {centre:g} {scale:g}, {hashlib.sha256(photo.read_bytes()).hexdigest()[:16]}"
+
+
+def is_there(target: Path, note: str) -> bool:
+    """Whether an earlier run has written this picture with this note."""
     try:
         with Image.open(target) as picture:
-            return picture.size == (size, size)
+            return picture.info.get(NOTE) == note
     except OSError:
         return False

@@ -23,7 +23,8 @@ def open_photo(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Im
     source: a path, a binary file object or a PIL picture of any mode and size.
     Returns a PIL picture, mode RGB, 8 bits, sRGB, upright (its EXIF orientation applied, then gone), loaded.
     Transparency is laid on white, 16 bits become 8, of an animation the first picture counts.
-    A PIL picture that is already so is returned as it is. Raises PhotoError for everything that is not a picture.
+    A PIL picture that is already so is returned as it is. Raises PhotoError for everything that is not a picture,
+    MemoryError if there is no room for it.
     """
     if isinstance(source, Image.Image):
         return _normalise(source, "This picture")
@@ -38,8 +39,9 @@ def open_photo(source: str | PathLike[str] | BinaryIO | Image.Image) -> Image.Im
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PhotoError(_too_large(name)) from error
     except UnidentifiedImageError as error:
-        kind = "a HEIC photo" if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS else "not a picture"
-        raise PhotoError(f"{name} is {kind} this program can read; save it as JPEG or PNG and try again.") from error
+        heic = data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS
+        kind = "a HEIC photo, which this program cannot read" if heic else "not a picture this program can read"
+        raise PhotoError(f"{name} is {kind}; save it as JPEG or PNG and try again.") from error
     except Exception as error:  # decoders raise almost anything on a damaged header
         raise PhotoError(_damaged(name)) from error
     return _normalise(picture, name)
@@ -54,8 +56,8 @@ def _normalise(picture: Image.Image, name: str) -> Image.Image:
         picture.load()
         upright = _upright(picture)
         return upright if upright.mode == "RGB" and not upright.info.get("icc_profile") else _to_rgb(upright)
-    except MemoryError as error:
-        raise PhotoError(_too_large(name)) from error
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise almost anything on damaged data
         raise PhotoError(_damaged(name)) from error
 

@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[str, float]) -> int:
     """Edit every photo; one line on stdout per file written, one on stderr per photo that failed."""
-    from editing.folder import Order, edit_photos, is_done, jobs_of, own_share
+    from editing.folder import Order, edit_photos, fingerprint, is_done, jobs_of, own_share
 
     photos, failed = [], 0
     for named in options.photos:
@@ -122,6 +122,7 @@ def edit_all(editor: "Editor", options: argparse.Namespace, strengths: Mapping[s
     else:
         # The page reads these keys, see `page.presets.edits_within`.
         settings = {"model": editor.model.name, "strengths": dict(strengths), "fidelity": options.fidelity}
+        settings |= {"weights": fingerprint(editor)}
         settings |= {"face": options.face, "pasted": options.paste}
         settings |= {"region": options.only, "feather": options.feather} if options.paste else {}
         settings |= {"refined": options.refine} if options.refine else {}

@@ -63,7 +63,7 @@ class Editor:
         self.model = model
         self.renderer = Renderer(model)
         self._tuned: dict[int, tuple[ref, Renderer]] = {}  # by id of the generator, the one seen last is last
-        self._unedited = WeakTensorKeyDictionary()  # by the session's codes: ((fidelity, generator), picture)
+        self._unedited = WeakTensorKeyDictionary()  # by the session's codes: ((fidelity, size, generator), picture)
         self._lock = threading.Lock()
         self.notice = ""
         if directions is None:
@@ -181,16 +181,17 @@ class Editor:
             region, feather: see `alignment.paste_back`.
         Raises: PhotoError for impossible ones.
         """
-        unedited = self._unedited_of(session, fidelity)
+        size = max(picture.size) if max(picture.size) < self.model.resolution else None
+        unedited = self._unedited_of(session, fidelity, size)
         return alignment.paste_back(session.photo, picture, session.crop, unedited, region, feather)
 
-    def _unedited_of(self, session: Session, fidelity: float) -> Image.Image:
-        """The session without edits, kept for its next picture."""
-        wanted = (fidelity, session.generator and ref(session.generator))
+    def _unedited_of(self, session: Session, fidelity: float, size: int | None) -> Image.Image:
+        """The session without edits, kept for its next picture. `size` as in `render`."""
+        wanted = (fidelity, size, session.generator and ref(session.generator))
         with self._lock:
             kept = self._unedited.get(session.codes)  # copies of a session share them
         if kept is None or kept[0] != wanted:
-            kept = (wanted, self.render(session, {}, fidelity))
+            kept = (wanted, self.render(session, {}, fidelity, size))
             with self._lock:
                 self._unedited[session.codes] = kept
         return kept[1]

@@ -12,6 +12,7 @@ NOTE = "This picture was edited with AI (e4e, a StyleGAN2 encoder); it does not 
 
 # IPTC's machine-readable mark for a photo with parts made by a trained model.
 MARK = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+COMPRESSION = 2  # of PNG's 0 … 9: a quarter of the time of the usual 6, and a tenth larger
 XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
@@ -35,12 +36,12 @@ def save_png(picture: Image.Image, target: Path | str | BinaryIO, settings: Mapp
     bare = picture.convert("RGB")
     bare.info = {}
     if not isinstance(target, (str, Path)):
-        bare.save(target, "PNG", pnginfo=metadata)
+        bare.save(target, "PNG", pnginfo=metadata, compress_level=COMPRESSION)
         return
     target = Path(target)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
-        bare.save(part, "PNG", pnginfo=metadata)
+        bare.save(part, "PNG", pnginfo=metadata, compress_level=COMPRESSION)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

@@ -1,9 +1,10 @@
 """Many photos with one model: cut out and written by processes, inverted and rendered in batches between them.
 
 Under `accelerate launch` or `torchrun` every process takes its share of the photos. Run again, it goes on: a result
-that is newer than its photo and has the same settings in it is not made again.
+that says it was made of the same photo, by the same model, with the same settings is not made again.
 """
 
+import hashlib
 import json
 import os
 from collections import deque
@@ -84,18 +85,30 @@ def own_gpu() -> None:
 def is_done(job: Job, settings: Mapping[str, Any]) -> bool:
     """Whether an earlier run has written this result of this photo with these settings."""
     try:
-        if job.target.stat().st_mtime < job.photo.stat().st_mtime:
-            return False
         with Image.open(job.target) as picture:
-            return json.loads(picture.text["Settings"]) == json.loads(json.dumps(dict(settings)))
+            return json.loads(picture.text["Settings"]) == json.loads(json.dumps(_settings_of(job, settings)))
     except (OSError, AttributeError, KeyError, ValueError):
         return False
+
+
+def _settings_of(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with which photo they are about, as a digest of its file. Raises OSError if it cannot be read."""
+    return {**settings, "photo": hashlib.sha256(job.photo.read_bytes()).hexdigest()[:16]}
+
+
+def fingerprint(editor: "Editor") -> str:
+    """A digest of some weights of every layer of the model and of its directions, to tell it from others."""
+    digest = hashlib.sha256()
+    for tensor in [*editor.model.state_dict().values(), *(each.vectors for each in editor.directions.values())]:
+        values = tensor.flatten()
+        digest.update(values[:: max(1, len(values) // 16)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def edit_photos(
     editor: "Editor", jobs: list[Job], order: Order, settings: Mapping[str, Any]
 ) -> Iterator[tuple[Job, Exception | None]]:
-    """Edit photos and write them with `settings` in their metadata.
+    """Edit photos and write them with `settings`, and a digest of the photo's file, in their metadata.
 
     Yields every job once it is done, in order but for the failed ones, with the error that failed it or None.
     """
@@ -114,7 +127,7 @@ def edit_photos(
                 session, picture, unedited = done
                 photo = session.photo if order.paste else None
                 part = (order.region, order.feather)
-                work = (_write, picture, photo, unedited, session.crop, *part, job.target, settings)
+                work = (_write, picture, photo, unedited, session.crop, *part, job, settings)
                 writing.append((job, workers.submit(*work)))
             while len(writing) > 2 * BATCH:
                 yield _answer(*writing.popleft())
@@ -154,12 +167,12 @@ def _write(
     crop: Crop,
     region: Region,
     feather: float,
-    target: Path,
+    job: Job,
     settings: Mapping[str, Any],
 ) -> None:
     if photo is not None:
         picture = paste_back(photo, picture, crop, unedited, region, feather)
-    save_png(picture, target, settings)
+    save_png(picture, job.target, _settings_of(job, settings))
 
 
 def _ahead(

@@ -37,7 +37,9 @@ class Describing(Layout):
         """`changed`: what another slider changes on the page."""
         handle, at_once = self._in_sentences, {"queue": False, **HIDDEN, **RAW}
         buttons = [self.describe, self.cancel_words]
-        begun = self.describe.click(handle(self.begin_search), None, [self.described, *buttons, self.status], **at_once)
+        begun = self.describe.click(
+            handle(self.begin_search), [self.visit], [self.described, *buttons, self.status], **at_once
+        )
         done = begun.then(
             handle(self.search),
             [self.target, self.neutral, self.visit],
@@ -47,10 +49,9 @@ class Describing(Layout):
             show_progress_on=[self.status],
             **RAW,
         )
-        taken = [*changed, self.described_ends, *buttons]
+        taken = [*changed, self.described_ends]
         taken_over = done.then(handle(self.take_slider), [self.described, self.visit], taken, **QUIETLY)
-        for refused in (done, taken_over):  # the queue is full
-            refused.failure(handle(self.give_up_search), None, buttons, **at_once)
+        taken_over.then(handle(self.give_up_search), None, buttons, **at_once)  # whatever came of it
         self.cancel_words.click(handle(self.cancel_search), None, [self.status, self.cancel_words], **at_once)
         shown = [self.described_ends, self.status]
         self.opened.change(handle(self.show_described), [self.described, self.visit], shown, **QUIETLY)
@@ -61,7 +62,8 @@ class Describing(Layout):
             self.cancel_words: gr.Button(interactive=searching),
         }
 
-    def begin_search(self, request: gr.Request) -> dict:
+    def begin_search(self, visit: Visit, request: gr.Request) -> dict:
+        own.check_room(visit)
         self._searches[request.session_hash] = threading.Event()
         text = "Searching; it may wait for that of others."
         return {self.described: None, **self._search_buttons(True), self.status: status_line(text)}
@@ -89,17 +91,17 @@ class Describing(Layout):
     def take_slider(self, described: Any, visit: Visit, request: gr.Request) -> dict:
         """Keep what was found as a slider of this visit, if it was not cancelled and its model is still there."""
         stop = self._searches.pop(request.session_hash, None)
-        done = {**self._search_buttons(False), **self.show_described(None, visit)}
+        none = self.show_described(None, visit)
         if stop is not None and stop.is_set():
-            return {**done, self.status: status_line("Cancelled; there is no new slider.")}
+            return {**none, self.status: status_line("Cancelled; there is no new slider.")}
         if described is None:  # a sentence says why
-            return done
+            return none
         model, direction = described
         if model != visit.model:
-            return {**done, self.status: status_line("Another model is open by now; describe the slider again.")}
-        visit = own.keep_found(visit, direction)
+            return {**none, self.status: status_line("Another model is open by now; describe the slider again.")}
+        visit = own.keep_found(self.studio, visit, direction)
         text = f"{direction.label} is a slider now, under “My own”."
-        return {**done, **self._with_own(visit, text), **self.show_described(described, visit)}
+        return {**self._with_own(visit, text), **self.show_described(described, visit)}
 
     def show_described(self, described: Any, visit: Visit) -> dict:
         """The face at both ends of the slider last found, and at 0."""

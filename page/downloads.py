@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 from PIL import Image
 
 from editing.animation import FRAMES, RATE, save_film
 from editing.export import save_png
-from page.incoming import RAW, WORK, check_open
+from page.incoming import RAW, check_open
 from page.layout import Layout, Stands
 from page.parts import status_line
 from page.sheets import MORPH, film, grid
@@ -32,16 +32,27 @@ class Downloads(Layout):
             (self.save_grid, self.download_grid),
             (self.save_settings, self.download_settings),
         ):
-            self._deliver(stands(button).then, save, [self.visit], [self.visit], **WORK)
+            self._deliver(stands(button).then, save, [self.visit])
         inputs = [self.visit, self.path, self.film_kind, self.film_whole]
-        # A queue of its own, so that sliders go on while a film is made.
-        queue = {"concurrency_id": "films", "concurrency_limit": 1, **RAW}
-        self._deliver(stands(self.animate).then, self.download_film, inputs, [], **queue)
+        self._deliver(stands(self.animate).then, self.download_film, inputs, queue="films", show_progress="full")
 
-    def _deliver(self, event: Callable, save: Callable[..., dict], inputs: list, outputs: list, **options: Any) -> None:
-        """`event`, such as `button.click`, makes a file, which the browser then stores."""
+    def _deliver(
+        self,
+        event: Callable,
+        save: Callable[..., dict],
+        inputs: list,
+        queue: str = "files",
+        show_progress: Literal["full", "minimal"] = "minimal",
+    ) -> None:
+        """`event`, such as `button.click`, makes a file, which the browser then stores.
+
+        Files and films have queues of their own, so that sliders go on. The visit may move on meanwhile: it is no
+        output.
+        """
         save = self._in_sentences(save, failed={self.file: None})
-        made = event(save, inputs, [*outputs, self.file, self.status], show_progress_on=[self.status], **options)
+        options = {"concurrency_id": queue, "concurrency_limit": 1, **RAW}
+        options |= {"show_progress": show_progress, "show_progress_on": [self.status]}
+        made = event(save, inputs, [self.file, self.status], **options)
         made.success(fn=None, js="() => window.downloadReady()")
 
     def _lay_out_films(self) -> None:
@@ -82,8 +93,7 @@ class Downloads(Layout):
         made = self._download(visit, name, lambda target: save_film(shown, target), "")
         seconds = milliseconds(start) / 1000
         text = f"{name} lasts {FRAMES / RATE:.1f} s; made in {seconds:.0f} s."
-        # The visit may have moved on meanwhile: it is no output.
-        return {self.file: made[self.file], self.status: status_line(text, self.studio.where(visit.model))}
+        return {**made, self.status: status_line(text, self.studio.where(visit.model))}
 
     def stop_film(self, request: gr.Request) -> None:
         """For a page that is closed: its film ends with the next picture."""
@@ -92,12 +102,12 @@ class Downloads(Layout):
 
     def download_face(self, visit: Visit) -> dict:
         check_open(visit)
-        visit, picture, _ = self.studio.render(visit)
+        _, picture, _ = self.studio.render(visit)
         return self._picture(visit, picture, "edited-face.png")
 
     def download_photo(self, visit: Visit) -> dict:
         check_open(visit)
-        visit, picture, _ = self.studio.render(visit)
+        _, picture, _ = self.studio.render(visit)
         return self._picture(visit, self.studio.paste(visit, picture), "edited-photo.png")
 
     def download_grid(self, visit: Visit) -> dict:
@@ -122,7 +132,6 @@ class Downloads(Layout):
             write(path)
             kept = self.file.move_resource_to_block_cache(path)
         return {
-            self.visit: visit,
             self.file: {"path": kept, "orig_name": name, "meta": {"_type": "gradio.FileData"}},
             self.status: status_line(text, self.studio.where(visit.model)),
         }

@@ -8,7 +8,7 @@ import gradio as gr
 from editing.packing import LONGEST_LABEL, pack
 from errors import PhotoError
 from page import own
-from page.incoming import QUIETLY, WORK, number_of, uploaded_file
+from page.incoming import QUIETLY, number_of, uploaded_file
 from page.layout import Layout
 from page.parts import as_value, data_url, status_line
 from page.presets import number_within
@@ -80,7 +80,7 @@ class Exploring(Layout):
         self.drop_own.click(handle(self.drop_component), [self.own_name, self.visit], changed, **QUIETLY)
         self._wire_describing(changed)
         self.load_own.upload(handle(self.load_sliders), [self.load_own, self.visit], changed, **QUIETLY)
-        self._deliver(self.save_own.click, self.save_sliders, [self.visit], [self.visit], **WORK)
+        self._deliver(self.save_own.click, self.save_sliders, [self.visit])
 
     def _look(self, visit: Visit, method: Any, first: Any, last: Any, reach: Any) -> Look:
         """What the fields say, whatever was sent."""

@@ -29,19 +29,19 @@ class Keeping(Layout):
         stands(self.keep).then(self._in_sentences(self.keep_preset), inputs, outputs, **QUIETLY)
         stands(self.drop).then(self._in_sentences(self.drop_preset), inputs, outputs, **QUIETLY)
 
-    def _presets(self, model: str, kept: Any) -> dict[str, Edits]:
-        directions = self.studio.editor(model).directions
-        return {**built_in(directions), **own(kept, model, directions)}
+    def _presets(self, visit: Visit, kept: Any) -> dict[str, Edits]:
+        directions = self.studio.directions(visit)
+        return {**built_in(directions), **own(kept, visit.model, directions)}
 
-    def _chips(self, model: str, kept: Any) -> dict:
-        return {self.presets: gr.Dataset(samples=[[name] for name in self._presets(model, kept)])}
+    def _chips(self, visit: Visit, kept: Any) -> dict:
+        return {self.presets: gr.Dataset(samples=[[name] for name in self._presets(visit, kept)])}
 
     def list_presets(self, kept: Any, visit: Visit) -> dict:
-        return self._chips(visit.model, kept)
+        return self._chips(visit, kept)
 
     def apply_preset(self, index: Any, kept: Any, visit: Visit) -> dict:
         """A preset is about the sliders; what is mixed in and where the edit may go stays."""
-        preset = chosen([*self._presets(visit.model, kept).values()], index)
+        preset = chosen([*self._presets(visit, kept).values()], index)
         edits = replace(visit.edits, strengths=preset.strengths, fidelity=preset.fidelity)
         return self._edited(self.studio.edited(visit, edits))
 
@@ -53,7 +53,7 @@ class Keeping(Layout):
 
     def _kept(self, kept: list[dict[str, Any]], visit: Visit, text: str) -> dict:
         status = status_line(text, self.studio.where(visit.model))
-        return {self.kept: kept, **self._chips(visit.model, kept), self.preset_name: "", self.status: status}
+        return {self.kept: kept, **self._chips(visit, kept), self.preset_name: "", self.status: status}
 
     def apply_settings(self, file: dict[str, Any] | None, visit: Visit) -> dict:
         """The edits of a settings file, or of a picture that was downloaded here."""

@@ -1,9 +1,12 @@
 """The second photo, whose styles are mixed into the first."""
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
+from errors import PhotoError
 from page.incoming import WORK, uploaded
 from page.layout import Layout
 from page.parts import FIELD, amount_slider, as_value, data_url, smaller
@@ -34,17 +37,23 @@ class Mixing(Layout):
             event(self._in_sentences(self.open_second), inputs, outputs, show_progress_on=[self.status], **WORK)
 
     def open_second(self, file: dict[str, Any] | None, visit: Visit) -> dict:
-        """Another second photo, or none any more; one without a face leaves what was there."""
+        """Another second photo, or none any more; one that cannot be opened leaves what was there."""
         if file is None:
             return {
                 **self._rested(self.studio.open_second(visit, None), "The second photo is gone."),
                 self.second: None,
             }
         source = uploaded(file, self.second.GRADIO_CACHE)
+        self._make_room()
         try:
-            visit = self.studio.open_second(visit, source)
+            visit = replace(self.studio.open_second(visit, source), opened=time.perf_counter())
+        except PhotoError as error:
+            return {self.second: self._second_in_field(visit), **self._still_here(error, visit.second)}
         finally:
             self._drop_upload(source)
         text = "" if visit.edits.mix else "The second photo is there; move Morph, or take some of its styles."
-        shown = as_value(data_url(smaller(visit.second.picture, FIELD)))
-        return {**self._rested(visit, text), self.second: shown}
+        return {**self._rested(visit, text), self.second: self._second_in_field(visit)}
+
+    def _second_in_field(self, visit: Visit) -> dict[str, Any] | None:
+        """Which face of the second photo is mixed in."""
+        return None if visit.second is None else as_value(data_url(smaller(visit.second.picture, FIELD)))

@@ -135,7 +135,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         shown = [self.visit, *self.pictures, self.status, self.undo, self.redo, self.strip]
         edited = [*shown, self.levels]
         opened = [*edited, self.opened, self.photo, self.faces, self.crop, self.face_part, self.crop_part]
-        opened += [self.welcome, self.workspace]
+        opened += [self.welcome, self.workspace, self.second]
         handle = self._in_sentences
         work = {"show_progress_on": [self.status], **WORK}
 
@@ -201,34 +201,36 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
     # Photos and faces
 
     def open_photo(self, file: dict[str, Any] | None, visit: Visit) -> dict:
-        """A new photo; one without a face leaves everything as it was, the photo field included."""
+        """A new photo; one that cannot be opened leaves everything as it was, the photo field included."""
         if file is None:
             return gr.skip()
         source = uploaded(file, self.photo.GRADIO_CACHE)
         try:
             return self._open(visit, source)
         except PhotoError as error:
-            if visit.session is None:
-                raise
-            gr.Warning(html.escape(str(error), quote=False), title="Not done")
-            text = f"{error} The photo before it is still here."
-            return {self.photo: self._in_field(visit.session), self.status: status_line(text)}
+            return {self.photo: self._in_field(visit.session), **self._still_here(error, visit.session)}
         finally:
             self._drop_upload(source)
 
     def open_example(self, index: Any, visit: Visit) -> dict:
         return self._open(visit, chosen(self.example_files, index))
 
-    def _in_field(self, session: Session) -> dict[str, Any]:
-        return as_value(data_url(smaller(session.photo, FIELD)))
+    def _in_field(self, session: Session | None) -> dict[str, Any] | None:
+        return None if session is None else as_value(data_url(smaller(session.photo, FIELD)))
+
+    def _still_here(self, error: PhotoError, session: Session | None) -> dict:
+        """Why a photo was not opened; the one before it, if there was one, is still there."""
+        gr.Warning(html.escape(str(error), quote=False), title="Not done")
+        return {self.status: status_line(f"{error} The photo before it is still here." if session else str(error))}
 
     def _open(self, visit: Visit, source: Path | io.BytesIO | Image.Image) -> dict:
         start = time.perf_counter()
         self._make_room()
+        second = {self.second: None} if visit.dropped else {}  # it went with the photo
         visit = replace(self.studio.open(visit, source), opened=start)
         count = len(visit.session.faces)
         found = {0: "", 1: "Found a face."}.get(count, f"Found {count} faces; choose among them below the photo.")
-        return self._opened(visit, f"{found} Opened in {milliseconds(start):.0f} ms.".strip())
+        return {**second, **self._opened(visit, f"{found} Opened in {milliseconds(start):.0f} ms.".strip())}
 
     def _opened(self, visit: Visit, text: str) -> dict:
         """Everything on the page that depends on the photo."""
@@ -374,22 +376,23 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         """The photo, opened again with another model, whose sliders all stand at 0."""
         if name == visit.model or name not in self.studio:  # it could not be had
             return {self.picker: visit.model}
-        fresh = Visit(name, own=visit.own, view=visit.view, set_at=visit.set_at)
+        fresh = Visit(name, own=visit.own, view=visit.view, set_at=str(time.time_ns()))
         if visit.second is not None:
-            with contextlib.suppress(PhotoError):  # another model may see no face in it
+            with contextlib.suppress(PhotoError):  # another model may see no face in it: its field is empty then
                 fresh = self.studio.open_second(fresh, visit.second.photo)
         last = self.studio.editor(name).model.num_layers - 1
         layers = {self.first: gr.Slider(maximum=last, value=0), self.last: gr.Slider(maximum=last, value=last)}
-        changed = {**self._banked(fresh), **layers, **self._chips(name, kept), **self._can_step(fresh)}
+        changed = {**self._banked(fresh), **layers, **self._chips(fresh, kept), **self._can_step(fresh)}
+        changed |= {self.second: self._second_in_field(fresh), self.levels: self._levels(fresh)}
         if visit.session is None:
-            return {self.visit: fresh, **changed}
+            return {**changed, self.visit: fresh}
         try:
             return {**changed, **self._open(fresh, visit.session.photo)}
         except PhotoError as error:
             gr.Warning(html.escape(str(error), quote=False), title="Not done")
             return {
-                self.visit: fresh,
                 **changed,
+                self.visit: fresh,
                 self.status: status_line(str(error), self.studio.where(name)),
                 self.welcome: gr.Column(visible=True),
                 **{part: gr.Column(visible=False) for part in (self.workspace, self.face_part, self.crop_part)},
@@ -398,7 +401,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
     def _make_room(self) -> None:
         """Before another photo is kept: where there are too many, those go that nobody has touched for longest."""
         others = list(self.blocks.state_holder.session_data.values())[:-1]  # the last used is the one that asks
-        holding = [state for state in others if self.visit._id in state and state[self.visit._id].session is not None]
+        holding = [state for state in others if self.visit._id in state and state[self.visit._id].photos]
         for state in holding[: max(0, len(holding) + 1 - limit("E4E_MAX_PHOTOS"))]:
             state[self.visit._id] = state[self.visit._id].without_photo()
 
@@ -416,7 +419,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         once_more.start()
 
     def _drop_photo(self, session: str, before: float) -> None:
-        """Drop the photo of a page if it was chosen before that time, and the pictures that nobody fetches any more."""
+        """Drop a page's photos if none was chosen after `before`, and the pictures that nobody fetches any more."""
         # Gradio would keep them for the last 2000 pages. To a page that is there again, they are on their way at once.
         unread = self.blocks._queue.pending_messages_per_session.get(session)
         while unread is not None and not unread.empty():
@@ -424,7 +427,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         states = self.blocks.state_holder.session_data
         if session in states and self.visit._id in states[session]:
             state = states[session]
-            if state[self.visit._id].session is not None and state[self.visit._id].opened < before:
+            if state[self.visit._id].photos and state[self.visit._id].opened < before:
                 state[self.visit._id] = state[self.visit._id].without_photo()
             state[self.found._id] = None
             give_back()

@@ -46,10 +46,8 @@ class Refining(Layout):
         for button, improve in ((self.refine_codes, self.refine), (self.tune_generator, self.refine_more)):
             begun = button.click(handle(self.begin_refining), [self.visit], [*buttons, self.status], **at_once)
             done = begun.then(handle(improve), [self.visit], [self.found, self.status], **own_queue)
-            taken = [*shown, self.found, *buttons]
-            taken_over = done.then(handle(self.take_over), [self.found, self.visit], taken, **QUIETLY)
-            for refused in (done, taken_over):  # the queue is full
-                refused.failure(handle(self.give_up), None, [self.found, *buttons], **at_once)
+            taken_over = done.then(handle(self.take_over), [self.found, self.visit], shown, **QUIETLY)
+            taken_over.then(handle(self.give_up), None, [self.found, *buttons], **at_once)  # whatever came of it
         self.cancel.click(handle(self.cancel_refining), None, [self.status, self.cancel], **at_once)
         self.unrefine.click(handle(self.back_to_inversion), [self.visit], shown, **QUIETLY)
 
@@ -86,16 +84,15 @@ class Refining(Layout):
     def take_over(self, found: Any, visit: Visit, request: gr.Request) -> dict:
         """Show what was found, if it was not cancelled and its photo is still there."""
         stop = self._stops.pop(request.session_hash, None)
-        done = {self.found: None, **self._buttons(refining=False)}
         if stop is not None and stop.is_set():
-            return {**done, self.status: status_line("Cancelled; the picture is as it was.")}
+            return {self.status: status_line("Cancelled; the picture is as it was.")}
         if found is None:  # a sentence says why
-            return done
+            return gr.skip()
         began, refinement = found
         if visit.session is not began:
-            return {**done, self.status: status_line("Another face or photo is open by now; refine that one.")}
+            return {self.status: status_line("Another face or photo is open by now; refine that one.")}
         visit = self.studio.refined(visit, refinement.session)
-        return {**done, **self._show(visit, preview=False, text=words(refinement))}
+        return self._show(visit, preview=False, text=words(refinement))
 
     def give_up(self, request: gr.Request) -> dict:
         self.stop_refining(request)

@@ -5,6 +5,7 @@ import ctypes
 import gc
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -94,8 +95,8 @@ class Visit:
         view: the open tab, "face", "compare" or "photo".
         before: the aligned crop as the page shows it.
         full: the result at full size; None while it is out of date.
-        opened: when its photo was chosen, by time.perf_counter().
-        dropped: whether there was a photo, which made room for others.
+        opened: when a photo was last chosen, by time.perf_counter().
+        dropped: whether there was a photo, which made room for others or went when the page was cut off.
         set_at: when something else than a hand last set the sliders, as text.
     """
 
@@ -114,8 +115,13 @@ class Visit:
     dropped: bool = False
     set_at: str = ""
 
+    @property
+    def photos(self) -> int:
+        """How many photos it holds."""
+        return (self.session is not None) + (self.second is not None)
+
     def without_photo(self) -> "Visit":
-        """What is left when the photo makes room for others: sliders and edits, which wait for a photo again."""
+        """What is left when its photos make room for others: sliders and edits, which wait for a photo again."""
         return Visit(self.model, edits=self.edits, own=self.own, view=self.view, dropped=True, set_at=self.set_at)
 
 
@@ -130,7 +136,7 @@ class Studio:
     """
 
     def __init__(self, name: str, editor: Editor, on_gpu: Callable = lambda function: function, live: bool = True):
-        self._editors = {name: editor}  # the one used last is last
+        self._editors = OrderedDict({name: editor})  # the one used last is last
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._drawing = threading.Lock()  # one picture at a time, that which follows a hand among them
@@ -175,12 +181,12 @@ class Studio:
             return [editor.picture(codes + step, min(THUMB, editor.model.resolution), session) for step in steps]
 
         def ready(name: str, own: DirectionSet | None, edits: Edits) -> tuple[Editor, dict[str, float]]:
-            """The editor with the visit's sliders, and the strengths of those that are there."""
+            """The editor with the visit's sliders, and the strengths of those that are there, as far as they go now."""
             editor = self._editors[name]
             if own or edits.keep:
                 directions = DirectionSet({**editor.directions, **(own or {})})
                 editor = editor.with_directions(directions.keeping([key for key in edits.keep if key in directions]))
-            return editor, {key: value for key, value in edits.strengths.items() if key in editor.directions}
+            return editor, edits_within(editor.directions, {"strengths": edits.strengths}).strengths
 
         def lay(
             name: str, session: Session, pictures: Sequence[Image.Image], steps: Sequence[Edits]
@@ -217,7 +223,7 @@ class Studio:
             raise ModelError("This page does not offer that model; choose one from its list.")
         with self._lock:
             if name in self._editors:
-                self._editors[name] = self._editors.pop(name)
+                self._editors.move_to_end(name)  # others read it meanwhile, without the lock
                 return self._editors[name]
         with self._loading:  # for minutes, perhaps; the pages of other models go on
             if name not in self._editors:
@@ -225,7 +231,7 @@ class Studio:
                 with self._lock:
                     self._editors[name] = loaded
                     while len(self._editors) > MODELS:
-                        self._editors.pop(next(iter(self._editors)))
+                        self._editors.popitem(last=False)
             return self._editors[name]
 
     def open(self, visit: Visit, photo: Any, face: int = 0) -> Visit:
@@ -246,7 +252,7 @@ class Studio:
         else:
             session, history = self._encode(visit.model, None, face, visit.session), History()
         changed = {"session": session, "history": history, "edits": history.edits, "others": others}
-        return self._with_backdrop(replace(visit, **changed, full=None))
+        return self.with_backdrop(replace(visit, **changed, full=None))
 
     def refine(
         self, visit: Visit, tune: bool, seconds: float, progress: Progress, cancelled: Callable[[], bool]
@@ -276,9 +282,9 @@ class Studio:
         """The visit with the best face of another photo to mix in, or with none (None). Raises E4EError."""
         self.editor(visit.model)
         second = None if photo is None else self._encode(visit.model, photo, 0, None)
-        return self._with_backdrop(replace(visit, second=second, full=None))
+        return self.with_backdrop(replace(visit, second=second, full=None))
 
-    def _with_backdrop(self, visit: Visit) -> Visit:
+    def with_backdrop(self, visit: Visit) -> Visit:
         """The visit with its other faces' edits in its photo."""
         backdrop = None
         for other, past in visit.others.values():
@@ -306,9 +312,9 @@ class Studio:
         self, visit: Visit, steps: Sequence[Edits], size: int | None, whole: bool = False
     ) -> Iterator[Image.Image]:
         """`draw` for each of the steps, with `whole` in the photo; several of them in one call where a GPU is lent."""
-        self.editor(visit.model)
         at_once = 1 if self.live else LENT_PICTURES
         for start in range(0, len(steps), at_once):
+            self.editor(visit.model)  # a film takes its time, in which others may have needed the room
             some = steps[start : start + at_once]
             with self._drawing:
                 pictures = self._draw(visit.model, visit.own.get(visit.model), visit.session, visit.second, some, size)
@@ -378,7 +384,9 @@ class Studio:
         return self.go(replace(visit, history=history), at) if 0 <= at < len(history.steps) else None
 
     def go(self, visit: Visit, at: int) -> Visit:
-        """To one of the steps of the history."""
+        """To one of the steps of the history; where the hand had left the sliders becomes one, if it is none yet."""
+        if visit.edits != visit.history.edits:
+            return self.edited(visit, visit.history.steps[at])
         return replace(visit, edits=visit.history.steps[at], history=replace(visit.history, at=at), full=None)
 
     def render(self, visit: Visit, preview: bool = False) -> tuple[Visit, Image.Image, str]:
@@ -418,8 +426,7 @@ class Studio:
         settings = {"model": Path(visit.model).name, **visit.edits.plain()}
         if visit.session is not None and len(visit.session.faces) > 1:
             settings["face"] = visit.session.face
-            others = {str(face): past.edits for face, (_, past) in visit.others.items()}
-            settings["others"] = {face: edits.plain() for face, edits in others.items() if edits}
+            settings["others"] = {str(face): past.edits.plain() for face, (_, past) in visit.others.items()}
         return settings
 
     def words(self, visit: Visit, edits: Edits | None = None) -> str:

@@ -4,6 +4,7 @@ import io
 import struct
 import threading
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,7 @@ def test_files_that_are_no_pictures_are_one_sentence(tmp_path, astronaut):
         "empty.jpg": (b"", "not a picture"),
         "text.png": (b"hello, world", "not a picture"),
         "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC photo, which this program cannot read"),
         "cut.png": (png[: len(png) // 2], "damaged"),
         "cut.jpg": (jpeg[: len(jpeg) // 2], "damaged"),
         "header.png": (png[:20], "damaged|not a picture"),
@@ -407,6 +408,11 @@ def test_a_folder_is_aligned_reported_and_taken_up_again(tmp_path, astronaut):
     (out / "more" / "b.png").unlink()
     assert align_all(options, photos_below(options))[0] == 3
     assert (out / "more" / "b.png").is_file() and (out / "a.jpg.png").stat().st_mtime_ns == written["a.jpg.png"]
+    (photos / "a.jpg").write_bytes((photos / "a.png").read_bytes())  # another photo of that name
+    for options, anew in ((options, {"a.jpg.png"}), (replace(options, template=(0.42, 0.62)), set(written))):
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+        align_all(options, photos_below(options))
+        assert {path.relative_to(out).as_posix() for path in before if path.stat().st_mtime_ns != before[path]} == anew
     with pytest.raises(PhotoError, match="two folders"):
         photos_below(Alignment(photos, photos))
     with pytest.raises(PhotoError, match="There is no folder"):

@@ -91,6 +91,8 @@ def test_paste_changes_the_face_and_nothing_beyond_the_crop(editor, session):
     assert len(changed) > 0
     on_crop = np.c_[changed[:, ::-1], np.ones(len(changed))] @ session.crop.photo_to_crop.T
     assert on_crop[:, :2].min() >= -1 and on_crop[:, :2].max() <= 64
+    for size in (None, 16):  # what a preview leaves out is no edit
+        assert editor.paste(session, editor.render(session, {}, size=size)).tobytes() == session.photo.tobytes()
 
 
 def test_a_face_that_is_not_there_is_one_sentence(editor, session):

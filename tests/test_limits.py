@@ -18,6 +18,7 @@ from errors import PhotoError, SettingError
 from page import page as page_module
 from page.incoming import DROPPED, FULL
 from page.page import Page
+from page.parts import data_url
 from page.presets import Edits
 from page.studio import Studio, Visit
 
@@ -69,6 +70,9 @@ def test_the_photo_nobody_touched_for_longest_makes_room(page, opened, monkeypat
     assert DROPPED in late[page.status]
     assert DROPPED in page._in_sentences(page.download_face)(dropped)[page.status]
     again = page.open_example(0, dropped)[page.visit]
+    holder["first"][key] = page.open_second({"path": None, "url": data_url(opened.session.photo)}, dropped)[page.visit]
+    page.open_example(0, Visit("tiny"))  # of the last one
+    assert [holder[person][key].photos for person in ("first", "second", "third")] == [1, 0, 1]
     assert again.edits.strengths == {"smile": 1.0} and not again.dropped
 
 

@@ -225,6 +225,11 @@ def test_a_folder_is_shared_and_continued(tiny, photo, tmp_path, capsys, monkeyp
     assert "3 photos have been edited like this before" in said.err and "broken.png: " in said.err
     assert main([*command[:2], "smile=1", *command[3:]]) == 1  # another edit is made anew
     assert (out / "0_edited.png").stat().st_mtime_ns > first["0_edited.png"]
+    Image.open(folder / "0.jpg").rotate(5).save(folder / "0.jpg")  # another photo of that name, older than its result
+    os.utime(folder / "0.jpg", (0, 0))
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert main([*command[:2], "smile=1", *command[3:]]) == 1
+    assert [name for name, time in before.items() if (out / name).stat().st_mtime_ns != time] == ["0_edited.png"]
 
 
 def test_results_do_not_go_among_the_photos_of_a_folder(tiny, photo, tmp_path, capsys):
