@@ -409,9 +409,9 @@ def test_a_folder_is_aligned_reported_and_taken_up_again(tmp_path, astronaut):
     assert align_all(options, photos_below(options))[0] == 3
     assert (out / "more" / "b.png").is_file() and (out / "a.jpg.png").stat().st_mtime_ns == written["a.jpg.png"]
     (photos / "a.jpg").write_bytes((photos / "a.png").read_bytes())  # another photo of that name
-    for options, anew in ((options, {"a.jpg.png"}), (replace(options, template=(0.42, 0.62)), set(written))):
+    for again, anew in ((options, {"a.jpg.png"}), (replace(options, template=(0.42, 0.62)), set(written))):
         before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
-        align_all(options, photos_below(options))
+        align_all(again, photos_below(again))
         assert {path.relative_to(out).as_posix() for path in before if path.stat().st_mtime_ns != before[path]} == anew
     with pytest.raises(PhotoError, match="two folders"):
         photos_below(Alignment(photos, photos))
