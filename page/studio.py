@@ -144,74 +144,11 @@ class Studio:
         self.names = tuple(dict.fromkeys([name, *registry()]))
         self.live = live
 
-        # A worker forks: it finds the editors there, but must not wait for a lock that another thread held.
-        def encode(name: str, photo: Any, face: int, session: Session | None) -> Session:
-            editor = self._editors[name]
-            return editor.open(photo, face) if session is None else editor.choose_face(session, face)
-
-        def draw(
-            name: str,
-            own: DirectionSet | None,
-            session: Session,
-            second: Session | None,
-            steps: Sequence[Edits],
-            size: int | None,
-        ) -> list[Image.Image]:
-            pictures = []
-            for edits in steps:
-                editor, strengths = ready(name, own, edits)
-                pictures.append(editor.render(session, strengths, edits.fidelity, size, second, edits.mix))
-            return pictures
-
-        def find(name: str, method: str, layers: tuple[int, int]) -> DirectionSet:
-            return METHODS[method](self._editors[name].model, COMPONENTS, layers)
-
-        def thumbs(
-            name: str,
-            own: DirectionSet | None,
-            session: Session | None,
-            second: Session | None,
-            edits: Edits,
-            steps: list[Tensor],
-        ) -> list[Image.Image]:
-            editor, strengths = ready(name, own, edits)
-            codes = editor.model.latent_avg[None].cpu().float()  # [1, L, D], a mean face
-            if session is not None:
-                codes = editor.codes(session, strengths, edits.fidelity, second, edits.mix)
-            return [editor.picture(codes + step, min(THUMB, editor.model.resolution), session) for step in steps]
-
-        def ready(name: str, own: DirectionSet | None, edits: Edits) -> tuple[Editor, dict[str, float]]:
-            """The editor with the visit's sliders, and the strengths of those that are there, as far as they go now."""
-            editor = self._editors[name]
-            if own or edits.keep:
-                directions = DirectionSet({**editor.directions, **(own or {})})
-                editor = editor.with_directions(directions.keeping([key for key in edits.keep if key in directions]))
-            return editor, edits_within(editor.directions, {"strengths": edits.strengths}).strengths
-
-        def lay(
-            name: str, session: Session, pictures: Sequence[Image.Image], steps: Sequence[Edits]
-        ) -> list[Image.Image]:
-            editor = self._editors[name]
-            return [
-                editor.paste(session, picture, edits.fidelity, edits.region, edits.feather)
-                for picture, edits in zip(pictures, steps, strict=True)
-            ]
-
-        def refine(name: str, session: Session, tune: bool, seconds: float, *watch: Callable) -> Refinement:
-            improve = tune_generator if tune else refine_codes
-            return improve(self._editors[name], session, *watch, seconds=seconds)
-
-        self._encode, self._draw, self._lay = on_gpu(encode), on_gpu(draw), on_gpu(lay)
-        self._find, self._thumbs = on_gpu(find), on_gpu(thumbs)
         self._found: dict[tuple, DirectionSet] = {}  # components, those found last are last
-
-        def describe(name: str, words: tuple[str, str], *watch: Callable) -> Direction | None:
-            target, neutral = words
-            return text.describe(self._editors[name], self._clip, target, neutral, text.CHANNELS, *watch)
-
         self._clip: text.Clip | None = None  # loaded when somebody first describes a slider
-        self._refine, self._describe = on_gpu(refine), on_gpu(describe)
         self._tuned = WeakSet()
+        for each in (self._encode, self._draw, self._lay, self._find, self._thumbs, self._refine, self._describe):
+            setattr(self, each.__name__, on_gpu(each))
 
     def __contains__(self, name: str) -> bool:
         """Whether a model is loaded."""
@@ -447,6 +384,71 @@ class Studio:
         model = self.editor(name).model
         device = "CPU" if model.device.type == "cpu" else f"GPU ({model.device})"
         return f"{Path(name).name} {model.resolution} px · {device} · {model.precision}"
+
+    # What computes: perhaps in a worker that forks, which finds the editors there, but must not wait for a lock that
+    # another thread held.
+
+    def _encode(self, name: str, photo: Any, face: int, session: Session | None) -> Session:
+        editor = self._editors[name]
+        return editor.open(photo, face) if session is None else editor.choose_face(session, face)
+
+    def _draw(
+        self,
+        name: str,
+        own: DirectionSet | None,
+        session: Session,
+        second: Session | None,
+        steps: Sequence[Edits],
+        size: int | None,
+    ) -> list[Image.Image]:
+        pictures = []
+        for edits in steps:
+            editor, strengths = self._ready(name, own, edits)
+            pictures.append(editor.render(session, strengths, edits.fidelity, size, second, edits.mix))
+        return pictures
+
+    def _ready(self, name: str, own: DirectionSet | None, edits: Edits) -> tuple[Editor, Mapping[str, float]]:
+        """The editor with the visit's sliders, and the strengths of those that are there, as far as they go now."""
+        editor = self._editors[name]
+        if own or edits.keep:
+            directions = DirectionSet({**editor.directions, **(own or {})})
+            editor = editor.with_directions(directions.keeping([key for key in edits.keep if key in directions]))
+        return editor, edits_within(editor.directions, {"strengths": edits.strengths}).strengths
+
+    def _lay(
+        self, name: str, session: Session, pictures: Sequence[Image.Image], steps: Sequence[Edits]
+    ) -> list[Image.Image]:
+        editor = self._editors[name]
+        return [
+            editor.paste(session, picture, edits.fidelity, edits.region, edits.feather)
+            for picture, edits in zip(pictures, steps, strict=True)
+        ]
+
+    def _find(self, name: str, method: str, layers: tuple[int, int]) -> DirectionSet:
+        return METHODS[method](self._editors[name].model, COMPONENTS, layers)
+
+    def _thumbs(
+        self,
+        name: str,
+        own: DirectionSet | None,
+        session: Session | None,
+        second: Session | None,
+        edits: Edits,
+        steps: list[Tensor],
+    ) -> list[Image.Image]:
+        editor, strengths = self._ready(name, own, edits)
+        codes = editor.model.latent_avg[None].cpu().float()  # [1, L, D], a mean face
+        if session is not None:
+            codes = editor.codes(session, strengths, edits.fidelity, second, edits.mix)
+        return [editor.picture(codes + step, min(THUMB, editor.model.resolution), session) for step in steps]
+
+    def _refine(self, name: str, session: Session, tune: bool, seconds: float, *watch: Callable) -> Refinement:
+        improve = tune_generator if tune else refine_codes
+        return improve(self._editors[name], session, *watch, seconds=seconds)
+
+    def _describe(self, name: str, words: tuple[str, str], *watch: Callable) -> Direction | None:
+        target, neutral = words
+        return text.describe(self._editors[name], self._clip, target, neutral, text.CHANNELS, *watch)
 
 
 def give_back() -> None:
