@@ -419,11 +419,15 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         once_more.start()
 
     def _drop_photo(self, session: str, before: float) -> None:
-        """Drop a page's photos if none was chosen after `before`, and the pictures that nobody fetches any more."""
-        # Gradio would keep them for the last 2000 pages. To a page that is there again, they are on their way at once.
-        unread = self.blocks._queue.pending_messages_per_session.get(session)
+        """Drop a page's photos if none was chosen after `before`, and what Gradio would keep of it."""
+        queue = self.blocks._queue
+        # Pictures that nobody has fetched, for the last 2000 pages; a page that is there again has them at once.
+        unread = queue.pending_messages_per_session.get(session)
         while unread is not None and not unread.empty():
             unread.get_nowait()
+        # How long the events of each page's own sliders took, and by that the sliders: for ever.
+        for each in [each for each in [*queue.process_time_per_fn] if each.rendered_in]:
+            queue.process_time_per_fn.pop(each, None)
         states = self.blocks.state_holder.session_data
         if session in states and self.visit._id in states[session]:
             state = states[session]

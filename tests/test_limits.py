@@ -3,6 +3,7 @@
 from asyncio import Queue
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -81,8 +82,10 @@ def test_a_page_that_was_cut_off_keeps_its_edits_but_not_its_photo(page, opened)
     holder["asleep"][key] = replace(opened, model="other", edits=Edits({"smile": 1.0}))
     unread = page.blocks._queue.pending_messages_per_session["asleep"] = Queue()  # as Gradio makes it
     unread.put_nowait("a picture")
+    times, event = page.blocks._queue.process_time_per_fn, Mock(rendered_in="its sliders")
+    times[event].add(1.0)
     page.forget(SimpleNamespace(session_hash="asleep"))
-    assert unread.empty()
+    assert unread.empty() and event not in times
     left = holder["asleep"][key]
     assert left.session is None and left.dropped
     assert (left.model, left.edits) == ("other", Edits({"smile": 1.0}))
