@@ -124,6 +124,20 @@ def test_descriptions_that_say_nothing_are_refused(editor, neutral, target, sent
         text.describe(editor, LinearClip(torch.ones(VIEW, LAYERS * CHANNELS)), target, neutral)
 
 
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ([" "], "is empty"),
+        (["A  face"], "mean the same"),
+        (["a beard", "--name", "a beard"], "cannot name a direction"),
+    ],
+)
+def test_the_command_refuses_descriptions_and_names_before_it_loads_anything(words, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(text, "load_model", lambda name: pytest.fail("loaded"))
+    assert text.main([words[0], "--name", "x", *words[1:], "--model", "demo", "--out", "x"]) == 1
+    assert sentence in capsys.readouterr().err
+
+
 def test_a_model_that_cannot_move_there_says_so(editor):
     matrix = torch.randn(VIEW, LAYERS * CHANNELS)
     matrix[:2] = 0
