@@ -58,7 +58,7 @@ LOGIT_RIDGE = 0.01  # weight of the log-odds' variance against the mean loss of 
 # is the double of the one two places before it.
 TRIED = 1.5 * 2.0 ** (np.arange(-6, 1) / 2)
 BATCH = 64  # pictures measured at a time
-RENDERED = 8  # pictures rendered at a time
+RENDERED = 4  # pictures rendered at a time
 LEAST_PHOTOS = 100  # on which directions are fitted
 LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
 LEAST = 0.3  # a side on which the attribute moves by less is left out of the slider

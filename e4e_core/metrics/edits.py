@@ -13,6 +13,7 @@ from e4e_core.metrics.reconstruction import BATCH, to_input
 from e4e_core.metrics.statistics import Estimate, bootstrap, middle_mean
 from e4e_core.models.e4e import E4E
 
+PIXELS = 1 << 22  # rendered at a time
 TOLERANCE = 0.1  # standard deviations an attribute may fall back by and still count as monotone
 
 
@@ -36,7 +37,8 @@ def invert(model: E4E, images: Tensor) -> Tensor:
 @torch.no_grad()
 def render(model: E4E, codes: Tensor) -> Tensor:
     """Pictures float32 [n, 3, R, R] on the CPU, a few at a time."""
-    return torch.cat([model.synthesize(few).float().cpu() for few in codes.split(BATCH)])
+    count = max(1, min(BATCH, PIXELS // model.resolution**2))
+    return torch.cat([model.synthesize(few).float().cpu() for few in codes.split(count)])
 
 
 def look_at_all(model: E4E, images: Tensor, look: Look) -> list[Seen | None]:
