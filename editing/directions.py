@@ -189,10 +189,10 @@ class DirectionSet(Mapping[str, Direction]):
         return save(tensors, {"directions": json.dumps(words, ensure_ascii=False, default=float)})
 
     def save(self, folder: Path | str) -> None:
-        """Write `directions.safetensors` (see `packed`) and `directions.json` (everything readable)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "directions.safetensors").write_bytes(self.packed())
+        """Write `directions.safetensors` (see `packed`) and `directions.json` (everything readable).
+
+        Raises: DirectionError if they cannot be written.
+        """
         readable = {
             name: {
                 "label": direction.label,
@@ -206,7 +206,15 @@ class DirectionSet(Mapping[str, Direction]):
             for name, direction in self.items()
         }
         text = json.dumps(readable, indent=2, ensure_ascii=False, default=float)  # NumPy's numbers are not JSON's
-        (folder / "directions.json").write_text(text + "\n", encoding="utf-8")
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "directions.safetensors").write_bytes(self.packed())
+            (folder / "directions.json").write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DirectionError(
+                f"The directions cannot be written to {folder} ({error}); check the folder and its space."
+            ) from error
 
     @classmethod
     def load(cls, folder: Path | str) -> "DirectionSet":

@@ -178,6 +178,8 @@ def test_one_file_serves_folders_and_pages(tmp_path):
     file.write_bytes(save({"smile": torch.ones(LAYERS, WIDTH)}))
     with pytest.raises(DirectionError, match="'directions' is missing"):
         DirectionSet.load(tmp_path)
+    with pytest.raises(DirectionError, match=r"cannot be written to .*; check the folder"):
+        random_set().save(file)
 
 
 def test_what_a_folder_gets_is_added_to_what_the_model_has(tmp_path, shared, monkeypatch):

@@ -184,6 +184,20 @@ def test_clip_takes_pictures_and_sentences_as_open_clip_does(tiny_clip):
     torch.testing.assert_close(clip.sentences(["a beard"]), F.normalize(network.encode_text(tokens), dim=1))
 
 
+def test_only_an_unreadable_file_is_to_be_removed(tiny_clip, tmp_path, monkeypatch):
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    monkeypatch.setattr(text, "published_file", lambda name, progress: tmp_path / "broken.safetensors")
+    with pytest.raises(ModelError, match="cannot be read as CLIP's weights; remove it"):
+        text.load_clip("cpu")
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("open_clip.create_model", full)
+    with pytest.raises(MemoryError):
+        text.load_clip("cpu")
+
+
 def test_the_command_adds_a_slider_to_a_folder(tiny_clip, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(text, "FACES", 4)
     save_model(tiny_model(template=None), tmp_path)
