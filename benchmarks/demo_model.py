@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from e4e_core import load_model
 from e4e_core.images import to_picture, to_sheet
-from e4e_core.metrics.__main__ import Eye, detects
+from e4e_core.metrics.__main__ import Eye, detects, load_to_measure
 from e4e_core.metrics.edits import identity_distances, look_at_all
 from e4e_core.models.e4e import E4E
 from e4e_core.training.data import Pictures
@@ -96,6 +95,7 @@ def report(model: E4E, pictures: Pictures, out: Path, samples: int, inversions: 
         "inversion W^k, mean squared error": float(F.mse_loss(w_plus, targets)),
         "identity distance of photo and inversion, median": float(np.nanmedian(identity_distances(people, inverted))),
         "identity distance of two people, median": float(np.nanmedian(identity_distances(people[1:], people[:-1]))),
+        "precision": "float32, without TF32",
         "directions": {name: dict(direction.measured) for name, direction in directions.items()},
     }
 
@@ -109,13 +109,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--inversions", type=int, default=100)
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    model = load_model(options.model, device="cpu")
+    model = load_to_measure(options.model, "cpu")
     pictures = Pictures(options.data, 128)
     answer = report(model, pictures, options.out, options.samples, options.inversions)
     (options.out / "figures.json").write_text(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
     directions = answer.pop("directions")
     for name, value in answer.items():
-        print(f"| {name} | {value:.3f} |")
+        print(f"| {name} | {value if isinstance(value, str) else f'{value:.3f}'} |")
     for name, measured in directions.items():
         print(f"| {name} | {measured} |")
     print(f"Sheets and figures.json are in {options.out}.")

@@ -7,6 +7,7 @@ no latent discriminator) and W^k (e4e); and e4e without each of its three ingred
 finished encoders are not trained again, and the table, plot and sheet of `docs/results.md` are made anew.
 """
 
+import hashlib
 import re
 import sys
 from collections.abc import Mapping
@@ -23,9 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from e4e_core import load_model
 from e4e_core.images import to_picture, to_sheet
-from e4e_core.metrics.__main__ import Eye
+from e4e_core.metrics.__main__ import Eye, load_to_measure
 from e4e_core.metrics.edits import (
     Look,
     consistency,
@@ -83,7 +83,7 @@ class PaperClaim:
     images: int = 80_000
     """Budget: real pictures each encoder is shown."""
     out: Path = Path("runs/paper_claim")
-    """Folder of the six runs; those of another budget lie beside each other in it."""
+    """Folder of the six runs; those with other settings lie beside each other in it."""
     docs: Path = Path("docs/results.md")
     """Page whose part between the two markers is written anew, the plot and a sheet beside it."""
     count: int = 200
@@ -115,8 +115,14 @@ def trainings(settings: PaperClaim, base: EncoderTraining, layers: int) -> dict[
         trunk=settings.trunk,
         seed=settings.seed,
     )
-    folder = settings.out / f"{settings.images}"
+    folder = folder_of(settings, base)
     return {title: replace(base, out=folder / name, **changes) for title, (name, changes) in ENCODERS.items()}
+
+
+def folder_of(settings: PaperClaim, base: EncoderTraining) -> Path:
+    """Where the six runs with these settings lie: beside those with any other."""
+    every = [base, *(getattr(settings, name) for name in ("data", "generator", "images", "trunk", "seed"))]
+    return settings.out / f"{settings.images}-{hashlib.sha256(repr(every).encode()).hexdigest()[:8]}"
 
 
 def train_all(settings: PaperClaim, base: EncoderTraining) -> dict[str, E4E]:
@@ -125,15 +131,14 @@ def train_all(settings: PaperClaim, base: EncoderTraining) -> dict[str, E4E]:
     Raises TrainingError or ModelError for unusable pictures, generators or states.
     """
     layers = load_generator(settings.generator)[0].config.num_layers
-    models = {}
-    for title, config in trainings(settings, base, layers).items():
+    runs = trainings(settings, base, layers)
+    for title, config in runs.items():
         done = config.out / "done"
         if not done.exists():
             print(f"Training {title} in {config.out}.")
             train_encoder(config)
             done.touch()
-        models[title] = load_model(config.out / "model", settings.device, "float32")
-    return models
+    return {title: load_to_measure(config.out / "model", settings.device) for title, config in runs.items()}
 
 
 def neutral_directions(model: E4E, seer: Look, samples: int, seed: int = 0) -> DirectionSet:
@@ -268,7 +273,7 @@ def run(settings: PaperClaim, base: EncoderTraining, seer: Look) -> Table:
     about |= {"directions": " ".join(directions), "generator": f"{settings.generator} of {first.resolution} px"}
     about |= {"trunk": settings.trunk or "from nothing", "faces the directions are fitted on": settings.samples}
     about |= {"seed": settings.seed}
-    folder = settings.out / f"{settings.images}"
+    folder = folder_of(settings, base)
     write({"Encoders": rows}, folder, "results", about)
     sheet(models, targets[:4], directions).save(folder / "photos.png")
     settings.docs.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from e4e_core.models.e4e import DTYPES, E4E, FFHQ_TEMPLATE, PASSES
 from e4e_core.models.encoder import Encoder, EncoderConfig
-from e4e_core.models.stylegan2 import Generator, GeneratorConfig
+from e4e_core.models.stylegan2 import FFHQ_CHANNELS, Generator, GeneratorConfig
 from errors import ModelError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -93,7 +94,7 @@ def from_published(content: Mapping[str, Any], name: str) -> E4E:
         shape = (generator.num_layers, generator.latent_dim)
         state["latent_avg"] = torch.zeros(shape) if latent_avg is None else latent_avg.float().expand(shape).clone()
         num_deltas = int(opts.get("num_deltas", encoder.num_layers - 1))
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else _first_line(error)
         raise ModelError(
             f"it is not laid out like a published e4e or pSp checkpoint of state_dict, latent_avg, opts ({reason})."
@@ -133,12 +134,17 @@ def _published_shape(state: Mapping[str, Tensor], opts: Mapping[str, Any]) -> tu
         "stages": tuple(width for width, _ in stages),
         "blocks": tuple(length for _, length in stages),
     }
+    smallest, usual, largest = 1, EncoderConfig.input_size, 1024
     if kind != "w":
         halvings = [count(rf"encoder\.styles\.{i}\.convs\.\d+\.weight") for i in range(generator.num_layers)]
         shape["coarse"] = halvings.count(halvings[0])
         shape["middle"] = halvings.count(halvings[0] + 1)
-        shape["input_size"] = 2 ** (halvings[0] + len(stages))
+        largest = usual = 2 ** (halvings[0] + len(stages))  # sides down to the next power of two have as many halvings
+        smallest = largest // 2 + 1
         shape["pyramid"] = state["encoder.styles.0.convs.0.weight"].shape[0]
+    shape["input_size"] = int(opts.get("input_size", usual))
+    if not smallest <= shape["input_size"] <= largest:
+        raise ValueError(f"an input of {shape['input_size']} px does not fit an encoder for {smallest} to {largest}")
     return generator, EncoderConfig(**shape)
 
 
@@ -153,17 +159,26 @@ def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str,
 def export_published(model: E4E, path: str | Path) -> None:
     """Write a model as a .pt file in the published layout, float32; `opts` is a plain dict.
 
+    Others' programs add all offsets of an e4e encoder: those that were not trained yet become 0. They build networks of
+    the published shapes only; a line on stderr says so where this is another one.
     Raises: ModelError if it cannot be written.
     """
     state = {key: _stored(value, torch.float32) for key, value in model.state_dict().items()}
     latent_avg = state.pop("latent_avg")
     shape = model.encoder.config
+    if shape.kind == "e4e":
+        for layer in range(model.encoder.num_deltas + 1, shape.num_layers):
+            for key in (f"encoder.styles.{layer}.linear.weight", f"encoder.styles.{layer}.linear.bias"):
+                state[key] = torch.zeros_like(state[key])
+    if not has_published_shape(model):
+        print(f"{path} is for this project only: others' programs build the published sizes.", file=sys.stderr)
     if shape.trunk == "resnet":
         state = _renamed(state, {here: published for published, here in RESNET_STEM.items()})
     types = {values: published for published, values in ENCODER_TYPES.items()}
     opts = {
         "encoder_type": types[shape.kind, shape.trunk, shape.inputs],
         "input_nc": shape.inputs,
+        "input_size": model.input_size,
         "n_iters_per_batch": model.passes,
         "stylegan_size": model.resolution,
         "dataset_type": f"{model.name}_encode",
@@ -174,6 +189,16 @@ def export_published(model: E4E, path: str | Path) -> None:
     }
     content = {"state_dict": state, "latent_avg": latent_avg, "opts": opts}
     _write(Path(path), lambda part: torch.save(content, part))
+
+
+def has_published_shape(model: E4E) -> bool:
+    """Whether others' programs, which have the published widths written into them, can build such a model."""
+    generator, encoder = model.decoder.config, model.encoder.config
+    published = GeneratorConfig(model.resolution, channels=FFHQ_CHANNELS[: len(generator.channels)])
+    free = {name: getattr(encoder, name) for name in ("kind", "num_layers", "inputs", "trunk")}
+    if encoder.inputs == 6:
+        free |= {"coarse": encoder.num_layers, "middle": 0}
+    return generator == published and encoder == EncoderConfig(**free)
 
 
 def save_model(model: E4E, folder: str | Path, dtype: str = "float32") -> None:

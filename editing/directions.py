@@ -13,6 +13,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from e4e_core.checkpoints import cache_folder, registry
@@ -86,17 +87,22 @@ class Direction:
         return self.vectors.any(1).nonzero().flatten().tolist()
 
 
+def check_name(name: str) -> None:
+    """Raises DirectionError for what could not be typed in `--edit name=1`."""
+    if not re.fullmatch(r"[\w-]+", name):
+        raise DirectionError(f"{name!r} cannot name a direction; use letters, digits, _ and - only.")
+
+
 class DirectionSet(Mapping[str, Direction]):
     """The directions of one model by name, in the order of the sliders; immutable.
 
-    Names consist of letters, digits, `_` and `-`, so that `--edit name=1` can be typed.
+    Names consist of letters, digits, `_` and `-`, see `check_name`.
     """
 
     def __init__(self, directions: Mapping[str, Direction]):
         self._directions = dict(directions)
         for name in self._directions:
-            if not re.fullmatch(r"[\w-]+", name):
-                raise DirectionError(f"{name!r} cannot name a direction; use letters, digits, _ and - only.")
+            check_name(name)
         shapes = {tuple(direction.vectors.shape) for direction in self.values()}
         if len(shapes) > 1:
             raise DirectionError(f"Directions of one model have one shape, not {sorted(shapes)}; keep them apart.")
@@ -129,7 +135,7 @@ class DirectionSet(Mapping[str, Direction]):
                 known = f"choose one of {', '.join(self)}" if self else "it has no directions at all"
                 raise DirectionError(f"This model has no direction {name!r}; {known}.")
             low, high = self[name].low, self[name].high
-            if not isinstance(strength, Real) or not abs(strength) <= REACH * max(-low, high):  # NaN fails it too
+            if not isinstance(strength, Real) or not REACH * low <= strength <= REACH * high:  # NaN fails it too
                 raise DirectionError(
                     f"The strength of {name!r} cannot be {strength}; give a number from {low:g} to {high:g}."
                 )
@@ -172,13 +178,21 @@ class DirectionSet(Mapping[str, Direction]):
             free[name] = replace(direction, vectors=vectors)
         return DirectionSet(free)
 
-    def save(self, folder: Path | str) -> None:
-        """Write `directions.safetensors` (name -> float32 [L, D]) and `directions.json` (everything readable)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def packed(self) -> bytes:
+        """One safetensors file: name -> float32 [L, D], and label, group and range of each in the metadata."""
+        words = {
+            name: {"label": direction.label, "group": direction.group, "range": [direction.low, direction.high]}
+            for name, direction in self.items()
+        }
         # Copies, because safetensors refuses memory that two names share.
         tensors = {name: direction.vectors.clone() for name, direction in self.items()}
-        save_file(tensors, folder / "directions.safetensors")
+        return save(tensors, {"directions": json.dumps(words, ensure_ascii=False, default=float)})
+
+    def save(self, folder: Path | str) -> None:
+        """Write `directions.safetensors` (see `packed`) and `directions.json` (everything readable).
+
+        Raises: DirectionError if they cannot be written.
+        """
         readable = {
             name: {
                 "label": direction.label,
@@ -192,15 +206,30 @@ class DirectionSet(Mapping[str, Direction]):
             for name, direction in self.items()
         }
         text = json.dumps(readable, indent=2, ensure_ascii=False, default=float)  # NumPy's numbers are not JSON's
-        (folder / "directions.json").write_text(text + "\n", encoding="utf-8")
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "directions.safetensors").write_bytes(self.packed())
+            (folder / "directions.json").write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DirectionError(
+                f"The directions cannot be written to {folder} ({error}); check the folder and its space."
+            ) from error
 
     @classmethod
     def load(cls, folder: Path | str) -> "DirectionSet":
-        """Read what `save` wrote. Raises DirectionError if the two files are missing, broken or disagree."""
+        """Read what `save` wrote, or `packed` as `directions.safetensors` alone.
+
+        Raises: DirectionError if the files are missing, broken or disagree.
+        """
         folder = Path(folder)
         try:
-            readable = json.loads((folder / "directions.json").read_text(encoding="utf-8"))
             vectors = load_file(folder / "directions.safetensors")
+            if (folder / "directions.json").exists():
+                readable = json.loads((folder / "directions.json").read_text(encoding="utf-8"))
+            else:
+                with safe_open(folder / "directions.safetensors", "pt") as file:
+                    readable = json.loads((file.metadata() or {})["directions"])
             if set(readable) != set(vectors):
                 raise ValueError(f"only one of its files knows {', '.join(sorted(set(readable) ^ set(vectors)))}")
             return cls({name: _from_json(entry, vectors[name]) for name, entry in readable.items()})
@@ -231,6 +260,28 @@ def directions_for(model: "E4E") -> DirectionSet:
         directions = DirectionSet({})
     directions.check_fits(model.num_layers, model.latent_dim)
     return directions
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder if need be; raises DirectionError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DirectionError(f"Nothing can be written to {folder} ({error}); choose another folder.") from error
+
+
+def directions_to_extend(folder: Path, model: "E4E") -> DirectionSet:
+    """Those of a folder that gets more: in the model's own folder what `directions_for` gives, published ones too.
+
+    Raises: DirectionError if they do not fit the model or nothing can be written there; else see `directions_for`.
+    """
+    check_writable(folder)
+    if model.folder is not None and folder.resolve() == model.folder.resolve():
+        return directions_for(model)
+    there = DirectionSet.load(folder) if any(folder.glob("directions.*")) else DirectionSet({})
+    there.check_fits(model.num_layers, model.latent_dim)
+    return there
 
 
 def published_directions(domain: str, num_layers: int, folder: Path | None = None) -> DirectionSet:

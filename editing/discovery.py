@@ -11,13 +11,14 @@ import math
 import random
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +28,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from e4e_core import load_model
-from e4e_core.images import to_picture
+from e4e_core.images import content, to_picture
 from e4e_core.models.e4e import E4E
 from e4e_core.training.data import Pictures
 from editing.attributes import embed, find_aligned_face, measure, measure_light
-from editing.directions import Direction, DirectionSet
+from editing.directions import Direction, DirectionSet, check_writable
 from errors import E4EError, TrainingError
 
 SLIDERS = {  # name: (label, group); the names are columns of the table of labels
@@ -56,7 +57,9 @@ LOGIT_RIDGE = 0.01  # weight of the log-odds' variance against the mean loss of 
 # Strengths tried in calibration, in lengths of the codes' own spread, whatever length the fit gave the direction. Each
 # is the double of the one two places before it.
 TRIED = 1.5 * 2.0 ** (np.arange(-6, 1) / 2)
-BATCH = 256  # pictures measured at a time
+BATCH = 64  # pictures measured at a time
+RENDERED = 4  # pictures rendered at a time
+LEAST_PHOTOS = 100  # on which directions are fitted
 LIMIT = 3.0  # a slider's ends, in measured standard deviations of its attribute
 LEAST = 0.3  # a side on which the attribute moves by less is left out of the slider
 FOUND = 0.95  # share of edited faces that dlib must still find at a slider's ends
@@ -142,7 +145,7 @@ def fit_directions(codes: Tensor, attributes: dict[str, np.ndarray]) -> dict[str
     Args: codes float32 [n, L, D]; attributes float64 [n] each.
     Returns: float32 [L, D] each; attributes that never vary are left out.
     """
-    attributes = {name: column for name, column in attributes.items() if np.ptp(column) > 0}
+    attributes = _varying(attributes)
     values = np.stack(list(attributes.values()), 1)  # [n, k]
     values = (values - values.mean(0)) / values.std(0)
     design = torch.from_numpy(np.concatenate([np.ones((len(values), 1)), values], 1))  # [n, 1 + k]
@@ -215,9 +218,12 @@ def fit_judge(seen: Sequence[tuple[dict[str, float], np.ndarray] | None], labels
     """A judge whose age and gender presentation are ridge regressions of labels on dlib's embeddings.
 
     Args: seen: what `examine` answered for n pictures; those without a face are left out. labels: [n] each.
+    Raises: TrainingError for fewer than two faces.
     """
     judged = tuple(name for name in JUDGED if name in labels)
     kept = [place for place, answer in enumerate(seen) if answer is not None]
+    if len(kept) < 2:
+        raise TrainingError(f"dlib finds a face in only {len(kept)} of {len(seen)} pictures; use aligned faces.")
     x = np.stack([np.append(seen[place][1], 1.0) for place in kept])  # [m, 129]
     y = np.array([labels[name][kept] for name in judged]).reshape(len(judged), len(kept)).T  # [m, k], k may be 0
     return Judge(judged, np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y))
@@ -229,6 +235,17 @@ def examine(picture: Image.Image) -> tuple[dict[str, float], np.ndarray] | None:
     return None if found is None else (measure(picture, found[1]), embed(*found))
 
 
+def look_at(
+    pictures: Pictures, indices: Sequence[int], look: Callable[[Image.Image], Any], pool: Executor, what: str
+) -> list[Any]:
+    """What `look` answers for the pictures at `indices`."""
+    answers = []
+    for start in tqdm(range(0, len(indices), BATCH), what):
+        some = (to_picture(pictures[i]) for i in indices[start : start + BATCH])
+        answers += pool.map(look, some, chunksize=8)
+    return answers
+
+
 def steady(values: np.ndarray) -> float:
     """Share of faces whose attribute never falls by more than TOLERANCE from one strength to the next.
 
@@ -236,6 +253,55 @@ def steady(values: np.ndarray) -> float:
     """
     steps = np.diff(values[:, np.isfinite(values).all(0)], axis=0)
     return float((steps > -TOLERANCE).all(0).mean()) if steps.size else 0.0
+
+
+def range_of(strengths: np.ndarray, values: np.ndarray) -> tuple[float, float, float] | None:
+    """How far a direction can be moved, from what its attribute does at `strengths`.
+
+    The range is the widest one, up to LIMIT either way, over which the mean attribute keeps rising, dlib keeps
+    finding the faces, and the attribute falls on few of them; one side of it may be empty. Faces that are not found
+    at 0 are left out.
+
+    Args: strengths float64 [2k + 1], -s … 0 … s. values float64 [2k + 1, n] in standard deviations, NaN: no face.
+    Returns: low and high, in standard deviations, and how many of these a strength of 1 is; that is negative where the
+        attribute falls. None where the attribute hardly moves either way.
+    """
+    middle, last = len(strengths) // 2, len(strengths) - 1
+    values = values[:, np.isfinite(values[middle])]
+    if not values.size:
+        return None
+    safe = np.isfinite(values).mean(1) >= FOUND
+    mean = np.full(len(strengths), np.nan)
+    mean[safe] = np.nanmean(values[safe] - values[middle], 1)
+    sign = -1.0 if np.nansum(mean * strengths) < 0 else 1.0
+    if sign < 0:  # from here on it rises
+        values, mean = values[::-1], mean[::-1]
+    farthest = []
+    for side in (-1, 1):
+        here, there = middle, middle + side
+        while 0 <= there <= last and side * (mean[there] - mean[here]) > 0 and abs(mean[here]) < LIMIT:
+            here, there = there, there + side
+        farthest.append(here)
+
+    def reach(pair: tuple[int, int]) -> np.ndarray:
+        """How far the two sides go, in standard deviations; 0 for one that is not worth it."""
+        far = np.abs(mean[[*pair]])
+        return np.where(far >= LEAST, far, 0.0)
+
+    def is_steady(pair: tuple[int, int]) -> bool:
+        low, high = pair
+        halves = min(low + 2, middle), max(middle, high - 2)
+        return steady(values[[low, halves[0], middle, halves[1], high]]) >= STEADY
+
+    pairs = filter(is_steady, product(range(farthest[0], middle + 1), range(middle, farthest[1] + 1)))
+    # Two sides are worth more than a wide one.
+    widest = max(pairs, key=lambda pair: np.sqrt(reach(pair)).sum(), default=(middle, middle))
+    if not reach(widest).any():
+        return None
+    ends = [end if far else middle for end, far in zip(widest, reach(widest), strict=True)]
+    slope = reach(widest).sum() / (strengths[ends[1]] - strengths[ends[0]])  # standard deviations per length
+    low, high = (math.floor(10 * min(float(abs(strengths[end] * slope)), LIMIT)) / 10 for end in ends)
+    return 0.0 - low, high, float(sign * slope)
 
 
 def layer_ranges(count: int) -> list[range]:
@@ -269,11 +335,12 @@ class Trial:
 
         NaN where dlib finds no face.
         """
-        pictures = []
+        look = partial(self.judge, embedded=any(name in self.judge.labels for name in names))
+        answers = []
         for strength in strengths:
-            pictures += [to_picture(image) for image in self.model.synthesize(codes + strength * vectors)]
-        embedded = any(name in self.judge.labels for name in names)
-        answers = list(self.pool.map(partial(self.judge, embedded=embedded), pictures, chunksize=8))
+            rendered = (self.model.synthesize(few + strength * vectors) for few in codes.split(RENDERED))
+            images = (image for few in rendered for image in content(few, self.model.aspect))
+            answers += self.pool.map(look, map(to_picture, images), chunksize=2)
         shape = (len(strengths), len(codes))
         return {
             name: np.reshape([np.nan if a is None else a[name] / self.spread[name] for a in answers], shape)
@@ -300,50 +367,21 @@ class Trial:
             effect, *aside = (abs(np.nanmean(values[1] - values[0])) for values in moved.values())
             candidates.append((effect, np.mean(aside) / max(effect, 1e-6), vectors))
         enough = [candidate for candidate in candidates if candidate[0] >= KEPT_EFFECT * candidates[0][0]]
+        enough = enough or candidates[:1]  # none where no face is found
         return replace(direction, vectors=min(enough, key=lambda candidate: candidate[1])[2])
 
     def calibrate(self, direction: Direction, name: str, codes: Tensor) -> Direction | None:
         """The direction scaled so that strength 1 moves its attribute by one standard deviation, with a range.
 
-        The range is the widest one, up to LIMIT either way, over which the mean attribute keeps rising, dlib keeps
-        finding the faces, and the attribute falls on few of them; one side of it may be empty. A direction that turns
-        out to lower its attribute is reversed; None for one that hardly moves it either way.
+        A direction that turns out to lower its attribute is reversed; None for one that hardly moves it either way.
         Args: codes float32 [n, L, D] of held-out faces.
         """
         strengths = np.concatenate([-TRIED[::-1], [0.0], TRIED])
         values = self.curves(codes, direction.vectors, strengths.tolist(), [name])[name]  # [strengths, n]
-        found, count, middle = np.isfinite(values).mean(1), len(strengths), len(TRIED)
-        safe = found >= FOUND
-        mean = np.full(count, np.nan)
-        mean[safe] = np.nanmean(values[safe] - values[middle], 1)
-        sign = np.sign(np.nansum(mean * strengths)) or 1.0
-        farthest = []
-        for side in (-1, 1):
-            here, there = middle, middle + side
-            while 0 <= there < count and side * sign * (mean[there] - mean[here]) > 0 and abs(mean[here]) < LIMIT:
-                here, there = there, there + side
-            farthest.append(here)
-
-        def reach(pair: tuple[int, int]) -> np.ndarray:
-            """How far the two sides go, in standard deviations; 0 for one that is not worth it."""
-            far = np.abs(mean[[*pair]])
-            return np.where(far >= LEAST, far, 0.0)
-
-        def is_steady(pair: tuple[int, int]) -> bool:
-            low, high = pair
-            halves = min(low + 2, middle), max(middle, high - 2)
-            return steady(sign * values[[low, halves[0], middle, halves[1], high]]) >= STEADY
-
-        pairs = filter(is_steady, product(range(farthest[0], middle + 1), range(middle, farthest[1] + 1)))
-        # Two sides are worth more than a wide one.
-        widest = max(pairs, key=lambda pair: np.sqrt(reach(pair)).sum(), default=(middle, middle))
-        if not reach(widest).any():
+        if (found := range_of(strengths, values)) is None:
             return None
-        ends = [end if far else middle for end, far in zip(widest, reach(widest), strict=True)]
-        slope = sign * reach(widest).sum() / (strengths[ends[1]] - strengths[ends[0]])  # standard deviations per length
-        low, high = (abs(strengths[end] * slope) for end in (ends if sign > 0 else ends[::-1]))
-        low, high = (math.floor(10 * min(float(end), LIMIT)) / 10 for end in (low, high))
-        return replace(direction, vectors=direction.vectors / float(slope), low=0.0 - low, high=high)
+        low, high, slope = found
+        return replace(direction, vectors=direction.vectors / slope, low=low, high=high)
 
     def figures(self, direction: Direction, name: str, codes: Tensor) -> dict[str, float | dict[str, float]]:
         """Measured on faces [n, L, D] at five strengths from one end of the slider to the other.
@@ -381,48 +419,62 @@ def learn(
 ) -> DirectionSet:
     """Directions for every column of `labels` that is in SLIDERS, and for the light of the pictures.
 
+    Those that cannot be made into sliders are named on stderr.
+
     Args:
-        data: aligned pictures.
+        data: aligned faces.
         labels: a csv table with a column `file`; without one, what `measure` says of the faces.
         holdout: how many pictures at the end the encoder was not trained on; calibration uses only these.
         photos: how many others to fit on. faces: how many held-out faces to calibrate on, and as many to measure on.
         against: directions along which the others must not move a face, see `DirectionSet.keeping`.
-    Raises: TrainingError for unusable data; DirectionError for names in `against` that have no column.
+    Raises: TrainingError for a model that knows no faces, for unusable data and settings, and if no slider comes out.
     """
-    pictures = Pictures(data, model.input_size)
+    if model.template is None:
+        raise TrainingError("Only faces can be measured; use python -m editing.unsupervised for this model.")
+    if photos < LEAST_PHOTOS or faces < 2 or holdout < 4:
+        raise TrainingError(
+            f"--photos {photos}, --faces {faces} or --holdout {holdout} is too small; give at least {LEAST_PHOTOS}, 2 "
+            "and 4."
+        )
+    pictures, shown_whole = (Pictures(data, side, aspect=model.aspect) for side in (model.input_size, model.resolution))
     count = len(pictures)
-    if holdout + 100 > count:
-        raise TrainingError(f"{data} has {count} pictures; at least 100 beside the {holdout} held out are needed.")
+    if holdout + LEAST_PHOTOS > count:
+        raise TrainingError(
+            f"{data} has {count} pictures; at least {LEAST_PHOTOS} beside the {holdout} held out are needed."
+        )
     order = random.Random(seed)
     shown = order.sample(range(count - holdout), min(photos, count - holdout))
     kept = order.sample(range(count - holdout, count), min(2 * faces, holdout))
     labelled = {} if labels is None else read_labels(labels, [pictures.names[i] for i in shown])
+    measured = [
+        name for name, (_, group) in SLIDERS.items() if name not in JUDGED and (labels is None or group == "Light")
+    ]
+    if unknown := [name for name in against if name not in (*measured, *_varying(labelled))]:
+        raise TrainingError(f"There is no slider {unknown[0]} to keep the others from; add such a column to --labels.")
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         if labels is None:
             look = partial(Judge((), np.zeros((129, 0))), embedded=False)
             told = "photos, measured"
         else:
             look, told = measure_light, "labelled photos"
-        found = {}
-        for start in tqdm(range(0, len(shown), BATCH), "measuring"):
-            some = shown[start : start + BATCH]
-            answers = pool.map(look, [to_picture(pictures[i]) for i in some], chunksize=8)
-            found |= {i: answer for i, answer in zip(some, answers, strict=True) if answer is not None}
+        answers = look_at(shown_whole, shown, look, pool, "measuring")
+        found = {i: answer for i, answer in zip(shown, answers, strict=True) if answer is not None}
+        if len(found) < LEAST_PHOTOS:
+            raise TrainingError(
+                f"dlib finds a face in only {len(found)} of {len(shown)} pictures; use aligned faces, or give a table "
+                "with --labels."
+            )
         shown = [*found]
-        if len(shown) < 100:
-            raise TrainingError(f"dlib finds a face in only {len(shown)} of the pictures; give a table with --labels.")
-        attributes = {name: np.array([row[name] for row in found.values()]) for name in found[shown[0]]}
-        attributes |= labelled
-        vectors = fit_directions(invert_all(model, pictures, shown), attributes)
-        if constant := [name for name in attributes if name not in vectors]:
+        attributes = {name: np.array([row[name] for row in found.values()]) for name in found[shown[0]]} | labelled
+        if constant := [name for name in attributes if name not in _varying(attributes)]:
             print(f"Left out, as all pictures have the same value: {', '.join(constant)}.", file=sys.stderr)
-            attributes = {name: attributes[name] for name in vectors}
+            attributes = _varying(attributes)
         few = shown[:JUDGED_ON]
-        judged = [to_picture(pictures[i]) for i in few]
-        seen = list(tqdm(pool.map(examine, judged, chunksize=8), "measuring photos", len(few)))
+        seen = look_at(shown_whole, few, examine, pool, "measuring photos")
         judge = fit_judge(seen, {name: column[: len(few)] for name, column in attributes.items()})
         real = [judge.of(*answer) for answer in seen if answer is not None]
         spread = {name: float(np.std([answer[name] for answer in real])) for name in attributes}
+        vectors = fit_directions(invert_all(model, pictures, shown), attributes)
         codes = invert_all(model, pictures, kept)
         tuning, testing = codes[: len(codes) // 2], codes[len(codes) // 2 :]
         trial = Trial(model, judge, spread, pool)
@@ -438,7 +490,16 @@ def learn(
             direction = trial.calibrate(direction, name, tuning)
             if direction is not None:
                 directions[name] = replace(direction, measured=trial.figures(direction, name, testing))
+    if not directions:
+        raise TrainingError("No direction moves what it is named after on faces that dlib finds; train for longer.")
+    if lost := [name for name in fitted if name not in directions]:
+        print(f"Left out, as they hardly move what they are named after: {', '.join(lost)}.", file=sys.stderr)
     return DirectionSet(directions)
+
+
+def _varying(attributes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those that do not have the same value everywhere."""
+    return {name: column for name, column in attributes.items() if np.ptp(column) > 0}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -463,10 +524,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = load_model(options.model)
         if model.folder is None:
             raise TrainingError(f"{options.model} is not a folder of this project; convert it with load_model first.")
+        check_writable(model.folder)
         counts = (options.holdout, options.photos, options.faces)
         directions = learn(model, options.data, options.labels, *counts, against=options.against)
         directions.save(model.folder)
-    except E4EError as error:
+    except (E4EError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     for name, direction in directions.items():

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from editing.directions import Direction, DirectionSet
 from errors import DirectionError
@@ -15,16 +15,14 @@ FARTHEST = 1e4  # no code of a model is further from 0; beyond, arithmetic overf
 
 
 def pack(directions: Mapping[str, Direction]) -> bytes:
-    """The file: name -> float32 [L, D], and label and range of each in the metadata."""
-    words = {name: {"label": each.label, "range": [each.low, each.high]} for name, each in directions.items()}
-    tensors = {name: each.vectors.clone() for name, each in directions.items()}  # safetensors shares no memory
-    return save(tensors, {"directions": json.dumps(words, ensure_ascii=False)})
+    """The file, see `DirectionSet.packed`; `directions.safetensors` in a folder is one, too."""
+    return DirectionSet(directions).packed()
 
 
 def unpack(data: bytes, group: str, num_layers: int, latent_dim: int) -> DirectionSet:
-    """What `pack` wrote, under one heading.
+    """What `pack` or `DirectionSet.save` wrote, under one heading.
 
-    Raises: DirectionError for what `pack` did not write, for sliders of another model, and for numbers that no slider
+    Raises: DirectionError for what these did not write, for sliders of another model, and for numbers that no slider
     has.
     """
     try:

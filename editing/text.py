@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,7 +33,7 @@ from e4e_core.downloads import Progress, is_at_hand
 from e4e_core.images import content
 from e4e_core.models.e4e import E4E
 from e4e_core.models.stylegan2 import Generator
-from editing.directions import Direction, DirectionSet
+from editing.directions import Direction, DirectionSet, check_name, directions_to_extend
 from editing.editor import Editor
 from editing.unsupervised import SAMPLES, mapped
 from errors import DirectionError, E4EError, ModelError
@@ -48,6 +49,7 @@ CHANNELS = 100  # the most relevant ones, which move; the paper's threshold β a
 FAINTEST = 0.1  # of what a style responds to most; to move along fainter axes, codes would have to leave W
 REACH = 3.0  # a slider's ends, in standard deviations of W
 LONGEST = 200  # letters of a description
+SAME = "The two descriptions mean the same; describe what should change."
 
 
 class Clip:
@@ -104,7 +106,7 @@ def load_clip(device: torch.device | str, progress: Progress | None = None) -> C
 
     try:
         network = open_clip.create_model(NETWORK, pretrained=str(path))
-    except Exception as error:  # whatever the bytes provoke
+    except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be read as CLIP's weights; remove it and try again.") from error
     return Clip(network.to(device), open_clip.get_tokenizer(NETWORK))
 
@@ -129,7 +131,7 @@ def describe(
         cancelled. `measured["towards"]` is how far invented faces move towards the target, of how far they move at all.
     Raises: DirectionError for empty and equal sentences, and if the model cannot move that way.
     """
-    target, neutral = (" ".join(text.split())[:LONGEST] for text in (target, neutral))
+    target, neutral = as_descriptions(target, neutral)
     towards = way(clip, neutral, target)
     found = relevances(editor, clip, towards, progress, cancelled)
     if found is None:
@@ -143,16 +145,24 @@ def describe(
     return Direction(target[:1].upper() + target[1:], "Text", -REACH, REACH, vectors, measured, source)
 
 
+def as_descriptions(*texts: str) -> list[str]:
+    """Two descriptions without superfluous spaces and length. Raises DirectionError if one is empty, or both equal."""
+    texts = [" ".join(text.split())[:LONGEST] for text in texts]
+    if not all(texts):
+        raise DirectionError("One of the descriptions is empty; describe what the face is and what it should become.")
+    if len({text.lower() for text in texts}) == 1:
+        raise DirectionError(SAME)
+    return texts
+
+
 def way(clip: Clip, neutral: str, target: str) -> Tensor:
     """The unit vector from one sentence to another, each averaged over TEMPLATES: float32 [E] (Δt, section 6.1)."""
-    if not (neutral and target):
-        raise DirectionError("One of the descriptions is empty; describe what the face is and what it should become.")
     start, end = (
         F.normalize(clip.sentences([template.format(text) for template in TEMPLATES]).mean(0), dim=0)
         for text in (neutral, target)
     )
     if (end - start).norm() < 1e-4:
-        raise DirectionError("The two descriptions mean the same; describe what should change.")
+        raise DirectionError(SAME)
     return F.normalize(end - start, dim=0)
 
 
@@ -261,15 +271,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parser.parse_args(arguments)
     name = settings.name or re.sub(r"\W+", "_", settings.target.lower()).strip("_")
     try:
-        if reason := why_not():  # before the model is loaded
+        check_name(name)  # this and what follows before anything large is loaded
+        as_descriptions(settings.target, settings.neutral)
+        if reason := why_not():
             raise ModelError(reason)
         model = load_model(settings.model)
-        there = DirectionSet.load(settings.out) if (settings.out / "directions.json").exists() else DirectionSet({})
-        there.check_fits(model.num_layers, model.latent_dim)
+        there = directions_to_extend(settings.out, model)
         clip = load_clip(model.device)
         found = describe(Editor(model, {}), clip, settings.target, settings.neutral, settings.channels)
         DirectionSet({**there, name: found}).save(settings.out)
-    except E4EError as error:
+    except (E4EError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{name:28s} {found.label:40s} {found.low:+g} … {found.high:+g} standard deviations")

@@ -22,7 +22,7 @@ from e4e_core.images import to_picture
 from e4e_core.models.e4e import E4E
 from e4e_core.models.stylegan2 import Generator
 from editing.attributes import find_aligned_face, measure
-from editing.directions import Direction, DirectionSet
+from editing.directions import Direction, DirectionSet, directions_to_extend
 from errors import DirectionError, E4EError
 
 SAMPLES = 20_000  # mapped codes from which means, components and standard deviations are taken
@@ -193,15 +193,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parser.parse_args(arguments)
     try:
         model = load_model(settings.model)
+        there = directions_to_extend(settings.out, model)
         find = ganspace if settings.method == "ganspace" else sefa
         layers = settings.layers and tuple(settings.layers)
         found = find(model, settings.count, layers, seed=settings.seed)
         if settings.name:
             found = name_by_attribute(found, model, look_at_face, seed=settings.seed)
-        there = DirectionSet.load(settings.out) if (settings.out / "directions.json").exists() else DirectionSet({})
-        there.check_fits(model.num_layers, model.latent_dim)
         DirectionSet({**there, **found}).save(settings.out)
-    except E4EError as error:
+    except (E4EError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     for name, direction in found.items():

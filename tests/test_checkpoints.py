@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 
 from e4e_core import E4E, checkpoints, downloads, load_model
 from e4e_core.checkpoints import default_model_name, export_published, load_or_demo, registry, save_model
+from e4e_core.formats import has_published_shape
 from e4e_core.models.encoder import Encoder, EncoderConfig
-from e4e_core.models.stylegan2 import Generator, GeneratorConfig
+from e4e_core.models.stylegan2 import FFHQ_CHANNELS, Generator, GeneratorConfig
 from errors import DownloadError, ModelError
 
 IMAGES = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
@@ -91,6 +93,31 @@ def test_settings_come_from_opts(model: E4E, tmp_path: Path):
     torch.save({**content, "opts": opts}, tmp_path / "faces.pt", _use_new_zipfile_serialization=False)  # as before 2020
     faces = load(tmp_path / "faces.pt")
     assert (faces.encoder.num_deltas, faces.aspect, faces.template) == (7, (1, 1), (0.1, 1.0))
+    assert torch.equal(faces.invert(IMAGES), model.invert(IMAGES))  # offsets that were not trained are 0
+
+    torch.save({**content, "opts": {**content["opts"], "input_size": 128}}, tmp_path / "large.pt")
+    with pytest.raises(ModelError, match="an input of 128 px does not fit an encoder for 33 to 64"):
+        load(tmp_path / "large.pt")
+
+
+@pytest.mark.parametrize("shape", [("w", 64), ("e4e", 96)])
+def test_an_export_keeps_the_size_of_its_input(shape, tmp_path: Path, capsys):
+    config = EncoderConfig(*shape, 8, 16, stem=8, stages=(8, 12, 16, 20), blocks=(1, 2, 2, 1), pyramid=20)
+    export_published(E4E(Encoder(config), Generator(GeneratorConfig(32, 16, 3, (16, 16, 12, 8)))), tmp_path / "x.pt")
+    assert "x.pt is for this project only" in capsys.readouterr().err
+    assert load(tmp_path / "x.pt").input_size == shape[1]
+
+
+def test_others_can_build_the_published_sizes_only():
+    def readable(encoder: EncoderConfig, generator: GeneratorConfig) -> bool:
+        model = SimpleNamespace(resolution=generator.resolution, decoder=SimpleNamespace(config=generator))
+        model.encoder = SimpleNamespace(config=encoder)
+        return has_published_shape(model)
+
+    cars = GeneratorConfig(512, channels=FFHQ_CHANNELS[:-1])
+    assert readable(EncoderConfig(), GeneratorConfig()) and readable(EncoderConfig("psp", num_layers=16), cars)
+    assert not readable(EncoderConfig(input_size=128), GeneratorConfig())
+    assert not readable(EncoderConfig(num_layers=16), replace(cars, mapping_layers=6))
 
 
 def test_a_missing_latent_avg_is_computed(model: E4E, tmp_path: Path):

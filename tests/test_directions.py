@@ -8,13 +8,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save
 
 from e4e_core import load_model
 from e4e_core.training.data import Pictures
 from editing import discovery
 from editing.attributes import measure_light
-from editing.directions import PUBLISHED, Direction, DirectionSet, directions_for, published_directions, tomllib
-from editing.discovery import Trial, fit_directions, read_labels
+from editing.directions import (
+    PUBLISHED,
+    Direction,
+    DirectionSet,
+    directions_for,
+    directions_to_extend,
+    published_directions,
+    tomllib,
+)
+from editing.discovery import TRIED, Trial, fit_directions, range_of, read_labels
+from editing.packing import pack, unpack
 from errors import DirectionError, DownloadError, TrainingError
 
 LAYERS, WIDTH = 6, 4
@@ -91,18 +101,20 @@ def test_a_direction_does_not_share_memory_with_its_maker():
 @pytest.mark.parametrize(
     ("strengths", "fidelity", "sentence"),
     [
-        ({"smlie": 1}, 1, "This model has no direction 'smlie'; choose one of smile, pose, light, age."),
+        ({"smlie": 1}, 1, "This model has no direction 'smlie'; choose one of smile, pose, light, age, wink."),
         ({"smile": float("nan")}, 1, "The strength of 'smile' cannot be nan; give a number from -3 to 3."),
         ({"smile": float("inf")}, 1, "The strength of 'smile' cannot be inf; give a number from -3 to 3."),
         ({"smile": 9.1}, 1, "The strength of 'smile' cannot be 9.1; give a number from -3 to 3."),
+        ({"wink": -0.1}, 1, "The strength of 'wink' cannot be -0.1; give a number from 0 to 2."),
         ({"smile": None}, 1, "The strength of 'smile' cannot be None; give a number from -3 to 3."),
         ({}, 1.5, "Fidelity cannot be 1.5; give a number from 0 (editable) to 1 (faithful)."),
         ({}, float("nan"), "Fidelity cannot be nan; give a number from 0 (editable) to 1 (faithful)."),
     ],
 )
 def test_impossible_edits_are_refused_with_a_sentence(strengths, fidelity, sentence):
+    wink = Direction("Wink", "Face", 0, 2, torch.ones(LAYERS, WIDTH))
     with pytest.raises(DirectionError) as refusal:
-        random_set().edit_codes(random_codes(), strengths, fidelity)
+        DirectionSet({**random_set(), "wink": wink}).edit_codes(random_codes(), strengths, fidelity)
     assert str(refusal.value) == sentence
 
 
@@ -152,6 +164,32 @@ def test_what_is_saved_is_what_is_loaded(tmp_path_factory, names, label, low, hi
         assert torch.equal(direction.vectors, vectors)
         for attribute in ("label", "group", "low", "high", "measured", "source", "licence"):
             assert getattr(direction, attribute) == getattr(made, attribute)
+
+
+def test_one_file_serves_folders_and_pages(tmp_path):
+    random_set().save(tmp_path)
+    file = tmp_path / "directions.safetensors"
+    read = unpack(file.read_bytes(), "My own", LAYERS, WIDTH)
+    assert list(read) == list(random_set()) and torch.equal(read["smile"].vectors, random_set()["smile"].vectors)
+    (tmp_path / "directions.json").unlink()
+    file.write_bytes(pack(dict(random_set())))
+    loaded = DirectionSet.load(tmp_path)
+    assert (loaded["smile"].label, loaded["smile"].group, loaded["smile"].low) == ("Smile", "Face", -3)
+    file.write_bytes(save({"smile": torch.ones(LAYERS, WIDTH)}))
+    with pytest.raises(DirectionError, match="'directions' is missing"):
+        DirectionSet.load(tmp_path)
+    with pytest.raises(DirectionError, match=r"cannot be written to .*; check the folder"):
+        random_set().save(file)
+
+
+def test_what_a_folder_gets_is_added_to_what_the_model_has(tmp_path, shared, monkeypatch):
+    monkeypatch.setenv("E4E_CACHE", str(shared))
+    published = a_model("ffhq", tmp_path / "converted", 18, 512)
+    assert "white_hair" in directions_to_extend(tmp_path / "converted", published)
+    assert not directions_to_extend(tmp_path / "elsewhere", published)
+    random_set().save(tmp_path)
+    with pytest.raises(DirectionError, match="use directions made for this model"):
+        directions_to_extend(tmp_path, published)
 
 
 def break_file(folder, how):
@@ -275,6 +313,8 @@ def test_a_models_own_directions_come_first(tmp_path, shared, monkeypatch):
 class Painter:
     """Pictures whose brightness is what layer 1 of their codes says, and whose right half what layer 9 says."""
 
+    aspect = (1, 1)
+
     def synthesize(self, codes: torch.Tensor) -> torch.Tensor:
         images = codes[:, 1, 0].view(-1, 1, 1, 1).repeat(1, 3, 8, 8)
         images[..., 4:] += codes[:, 9, 0].view(-1, 1, 1, 1)
@@ -328,6 +368,36 @@ def test_a_learned_slider_ends_where_it_would_turn_back_on_more_than_a_few_faces
     assert measured["monotone"] == 1 and measured["mean_rises"]
 
 
+def test_faces_that_are_not_found_unedited_say_nothing_of_a_range():
+    strengths = np.concatenate([-TRIED[::-1], [0.0], TRIED])
+    values = np.repeat(-2 * strengths[:, None], 20, 1)
+    whole = range_of(strengths, values)
+    values[:, 3] = np.nan
+    values[7, 4] = np.nan
+    assert range_of(strengths, values) == whole == (-3.0, 3.0, pytest.approx(-2))
+    values[7] = np.nan
+    assert range_of(strengths, values) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"photos": 50}, "--photos 50, --faces 32 or --holdout 500 is too small; give at least 100, 2 and 4."),
+        ({"faces": 0}, "--faces 0 or"),
+        ({"holdout": 0}, "--holdout 0 is"),
+        ({"holdout": 10_400}, "has 10495 pictures; at least 100 beside the 10400 held out"),
+        ({"against": ["age"]}, "There is no slider age to keep the others from; add such a column to --labels."),
+        ({"template": None}, "use python -m editing.unsupervised for this model."),
+    ],
+)
+def test_settings_are_checked_before_any_picture(shared, changed, sentence, monkeypatch):
+    monkeypatch.setattr(discovery, "look_at", lambda *_: pytest.fail("looked at pictures"))
+    model = SimpleNamespace(input_size=32, resolution=64, aspect=(1, 1), template=changed.pop("template", (0.1, 1.0)))
+    with pytest.raises(TrainingError) as refusal:
+        discovery.learn(model, shared / "faces" / "faces128.zip", **changed)
+    assert sentence in str(refusal.value)
+
+
 def test_sliders_are_learned_from_photos_alone(shared, monkeypatch):
     monkeypatch.setattr(discovery, "SLIDERS", {"smile": discovery.SLIDERS["smile"]})
     model = load_model("demo", "cpu")
@@ -341,7 +411,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), 0).item()
 
 
-def test_learned_sliders_leave_alone_what_they_are_fitted_against(tmp_path, shared, monkeypatch):
+def test_learned_sliders_leave_alone_what_they_are_fitted_against(tmp_path, shared, monkeypatch, capsys):
     draw, data, labels = np.random.default_rng(0), shared / "faces" / "faces128.zip", tmp_path / "labels.csv"
     rows = [f"{name},{draw.normal()},{draw.normal()}\n" for name in Pictures(data, 32).names]
     labels.write_text("file,smile,yaw\n" + "".join(rows))
@@ -349,17 +419,31 @@ def test_learned_sliders_leave_alone_what_they_are_fitted_against(tmp_path, shar
     monkeypatch.setattr(discovery, "ProcessPoolExecutor", lambda mp_context: ThreadPoolExecutor(1))
     monkeypatch.setattr(discovery, "invert_all", lambda model, pictures, shown: random_codes(len(shown)))
     landmarks = {"smile": 0.0, "yaw": 0.0}
-    monkeypatch.setattr(discovery, "examine", lambda picture: (measure_light(picture) | landmarks, np.zeros(128)))
+
+    def examine(picture: Image.Image) -> tuple[dict[str, float], np.ndarray]:
+        assert picture.size == (64, 64)
+        return measure_light(picture) | landmarks, np.zeros(128)
+
+    monkeypatch.setattr(discovery, "examine", examine)
     for step in ("choose_layers", "calibrate"):
         monkeypatch.setattr(Trial, step, lambda self, direction, name, codes: direction)
     monkeypatch.setattr(Trial, "figures", lambda self, direction, name, codes: {})
-    model = SimpleNamespace(input_size=32)
+    model = SimpleNamespace(input_size=32, resolution=64, aspect=(1, 1), template=(0.1, 1.0))
     free, held = (discovery.learn(model, data, labels, photos=110, against=names) for names in ((), ("yaw",)))
     torch.testing.assert_close(held["yaw"].vectors, free["yaw"].vectors)
     together = [cosine(*rows) for rows in zip(held["smile"].vectors, held["yaw"].vectors, strict=True)]
     assert together == pytest.approx([0] * LAYERS, abs=1e-5)
     assert cosine(held["smile"].vectors, free["smile"].vectors) > 0.3
     assert held["smile"].source == "learned from 110 labelled photos, against yaw"
+    monkeypatch.setattr(Trial, "calibrate", lambda self, direction, name, codes: direction if name == "yaw" else None)
+    assert list(discovery.learn(model, data, labels, photos=110)) == ["yaw"]
+    assert "Left out, as they hardly move what they are named after: smile." in capsys.readouterr().err
+    monkeypatch.setattr(Trial, "calibrate", lambda self, direction, name, codes: None)
+    with pytest.raises(TrainingError, match="No direction moves what it is named after"):
+        discovery.learn(model, data, labels, photos=110)
+    monkeypatch.setattr(discovery, "examine", lambda picture: None)
+    with pytest.raises(TrainingError, match="dlib finds a face in only 0 of 110 pictures; use aligned faces"):
+        discovery.learn(model, data, labels, photos=110)
 
 
 def test_the_command_knows_what_can_be_held(tmp_path, monkeypatch, capsys):
@@ -377,6 +461,11 @@ def test_the_command_knows_what_can_be_held(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         discovery.main([*command, "hat"])
     assert "invalid choice: 'hat'" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(discovery, "load_model", lambda name: SimpleNamespace(folder=tmp_path / "file"))
+    asked.clear()
+    assert discovery.main([*command, "yaw"]) == 1 and not asked
+    assert "Nothing can be written to" in capsys.readouterr().err
 
 
 def test_labels_are_numbers_brackets_and_two_words(tmp_path, capsys):

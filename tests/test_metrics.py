@@ -1,5 +1,6 @@
 import json
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,7 +105,9 @@ def test_lec_does_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch, 
     values = []
     for batch in (1, 3, 16):
         monkeypatch.setattr("e4e_core.metrics.edits.BATCH", batch)
-        values.append(consistency(model, codes, vectors).codes)
+        found = consistency(model, codes, vectors)
+        assert [len(images) for images in found.steps] == [min(batch, 7)] * 3  # no more are kept
+        values.append(np.stack([found.codes, found.relative, found.pictures]))
     np.testing.assert_allclose(values[0], values[2], rtol=1e-4)
     np.testing.assert_allclose(values[1], values[2], rtol=1e-4)
 
@@ -119,7 +122,9 @@ def model() -> E4E:
     return model.eval().requires_grad_(False)
 
 
-def test_distortion_of_known_differences():
+@pytest.mark.parametrize("batch", [1, 16])
+def test_distortion_of_known_differences(batch: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("e4e_core.metrics.reconstruction.BATCH", batch)
     targets = torch.zeros(2, 3, 64, 64)
     targets[..., ::8] = 0.5
     images = targets + torch.tensor([0.0, 0.1])[:, None, None, None]
@@ -296,6 +301,8 @@ def test_the_papers_claim_runs_resumes_and_fills_its_page(
     text = page.read_text()
     assert text.count("| W^k (e4e) |") == 1 and "**LEC**" in text
     assert {path.name for path in page.parent.iterdir()} == {"results.md", "results-plot.png", "results-faces.png"}
+    folders = {paper_claim.folder_of(each, base) for each in (settings, replace(settings, seed=1, docs=page))}
+    assert len(folders) == 2 and sum(folder.exists() for folder in folders) == 1
     monkeypatch.setattr(paper_claim, "train_encoder", lambda config: pytest.fail(f"{config.out} was trained again"))
     assert paper_claim.run(settings, base, look) == rows
     assert page.read_text() == text

@@ -124,6 +124,20 @@ def test_descriptions_that_say_nothing_are_refused(editor, neutral, target, sent
         text.describe(editor, LinearClip(torch.ones(VIEW, LAYERS * CHANNELS)), target, neutral)
 
 
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ([" "], "is empty"),
+        (["A  face"], "mean the same"),
+        (["a beard", "--name", "a beard"], "cannot name a direction"),
+    ],
+)
+def test_the_command_refuses_descriptions_and_names_before_it_loads_anything(words, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(text, "load_model", lambda name: pytest.fail("loaded"))
+    assert text.main([words[0], "--name", "x", *words[1:], "--model", "demo", "--out", "x"]) == 1
+    assert sentence in capsys.readouterr().err
+
+
 def test_a_model_that_cannot_move_there_says_so(editor):
     matrix = torch.randn(VIEW, LAYERS * CHANNELS)
     matrix[:2] = 0
@@ -168,6 +182,20 @@ def test_clip_takes_pictures_and_sentences_as_open_clip_does(tiny_clip):
     torch.testing.assert_close(clip.pictures(to_tensor(photo)), expected, rtol=0, atol=0.02)  # theirs rounds to 8 bits
     tokens = open_clip.get_tokenizer("tiny-clip")(["a beard"])
     torch.testing.assert_close(clip.sentences(["a beard"]), F.normalize(network.encode_text(tokens), dim=1))
+
+
+def test_only_an_unreadable_file_is_to_be_removed(tiny_clip, tmp_path, monkeypatch):
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    monkeypatch.setattr(text, "published_file", lambda name, progress: tmp_path / "broken.safetensors")
+    with pytest.raises(ModelError, match="cannot be read as CLIP's weights; remove it"):
+        text.load_clip("cpu")
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("open_clip.create_model", full)
+    with pytest.raises(MemoryError):
+        text.load_clip("cpu")
 
 
 def test_the_command_adds_a_slider_to_a_folder(tiny_clip, tmp_path, capsys, monkeypatch):

@@ -6,6 +6,8 @@ This command, unlike the package, stands above `editing`: it hands the measures 
 """
 
 import sys
+from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,15 @@ import torch
 import tyro
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from e4e_core import load_model
 from e4e_core.images import content, to_picture, to_sheet
 from e4e_core.metrics import edits, generator, reconstruction
-from e4e_core.metrics.edits import Look, Seen, look_at_all, render
+from e4e_core.metrics.edits import Look, Seen, look_at_codes, render
+from e4e_core.metrics.reconstruction import BATCH
 from e4e_core.metrics.report import Table, to_markdown, write
 from e4e_core.metrics.statistics import bootstrap
 from e4e_core.models.e4e import E4E
@@ -32,7 +37,7 @@ from editing.directions import DirectionSet, directions_for
 from editing.discovery import Judge, examine, fit_judge, read_labels
 from errors import E4EError, TrainingError
 
-SHOWN = 8  # faces on each sheet
+SHOWN, INVERSIONS = 8, 20  # faces on each sheet
 
 
 @dataclass(frozen=True)
@@ -79,28 +84,52 @@ def detects(picture: Image.Image) -> bool:
     return len(dlib.get_frontal_face_detector()(np.asarray(with_border(picture, 256)), 0)) > 0
 
 
-def measure_reconstruction(
-    model: E4E, codes: Tensor, targets: Tensor, seer: Look | None, real: list[Seen | None]
-) -> tuple[Table, Tensor]:
-    """A row per figure for W^k and for w alone; and targets, w alone and W^k, [n, 3, 3, h, w].
+def load_to_measure(name: str | Path, device: str | None = None) -> E4E:
+    """The model in float32, and no product in TF32 from here on: figures do not depend on the machine's defaults."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return load_model(name, device, "float32")
 
-    Args: real: what `seer` sees in the targets.
+
+def measure_reconstruction(
+    model: E4E, codes: Tensor, targets: Sequence[Tensor], seer: Look | None, real: list[Seen | None]
+) -> tuple[Table, Tensor]:
+    """A row per figure for W^k and for w alone; and of some pictures target, w alone and W^k, [n, 3, 3, h, w].
+
+    Args: targets: n pictures [3, h, w]. real: what `seer` sees in them.
     """
     both = {"W^k": codes, "w alone": codes[:, :1].expand_as(codes)}
-    images = {name: content(render(model, some), model.aspect) for name, some in both.items()}
     networks, notes = reconstruction.published_networks(model)
-    figures = {name: reconstruction.distortion(some, targets, networks) for name, some in images.items()}
-    if seer:
-        for name, some in images.items():
-            inverted = [seer(to_picture(image)) for image in tqdm(some, desc=f"looking at {name}")]
-            figures[name]["identity distance (dlib)"] = edits.identity_distances(real, inverted)
+    measured: dict[str, dict[str, list[np.ndarray]]] = {name: defaultdict(list) for name in both}
+    shown = []
+    for start in tqdm(range(0, len(codes), BATCH), desc="reconstruction"):
+        some = slice(start, start + BATCH)
+        wanted = torch.stack([targets[i] for i in range(len(codes))[some]])
+        images = {name: content(render(model, all_[some]), model.aspect) for name, all_ in both.items()}
+        for name, made in images.items():
+            figures = reconstruction.distortion(made, wanted, networks)
+            if seer:
+                inverted = [seer(to_picture(image)) for image in made]
+                figures["identity distance (dlib)"] = edits.identity_distances(real[some], inverted)
+            for figure, values in figures.items():
+                measured[name][figure].append(values)
+        if len(shown) * BATCH < INVERSIONS:
+            shown.append(small(torch.stack([wanted, images["w alone"], images["W^k"]], 1)))
     rows = [
-        {"figure": figure, **{name: bootstrap(figures[name][figure]) for name in both}, "pictures": len(codes)}
-        for figure in figures["W^k"]
+        {
+            "figure": figure,
+            **{name: bootstrap(np.concatenate(measured[name][figure])) for name in both},
+            "pictures": len(codes),
+        }
+        for figure in measured["W^k"]
     ]
     for figure, note in notes.items():
         rows.append({"figure": figure, "W^k": note, "w alone": note, "pictures": 0})
-    return rows, torch.stack([targets, images["w alone"], images["W^k"]], 1)
+    return rows, torch.cat(shown)[:INVERSIONS]
+
+
+def small(images: Tensor) -> Tensor:
+    """[..., 3, h, w] -> for a sheet, at most about 256 px wide."""
+    return F.avg_pool2d(images.flatten(0, -4), max(1, images.shape[-1] // 256)).unflatten(0, images.shape[:-3])
 
 
 def measure_consistency(model: E4E, codes: Tensor, directions: DirectionSet) -> tuple[Table, Tensor]:
@@ -119,7 +148,7 @@ def measure_consistency(model: E4E, codes: Tensor, directions: DirectionSet) -> 
                 "pictures, L2": edits.lec(measured.pictures),
             }
         )
-    return rows, torch.stack([image[:SHOWN] for image in steps], 1)
+    return rows, small(torch.stack([image[:SHOWN] for image in steps], 1))
 
 
 def measure_directions(
@@ -127,7 +156,7 @@ def measure_directions(
 ) -> tuple[Table, Tensor]:
     """What one unit of every direction does; each direction at its ends and at 0, for a few faces."""
     rows, sheet = [], []
-    unedited = look_at_all(model, render(model, codes), seer)
+    unedited = look_at_codes(model, codes, seer)
     for name, d in tqdm(directions.items(), desc="directions"):
         strengths = sorted({d.low, d.low / 2, 0.0, d.high / 2, d.high})
         m = edits.editability(model, codes, d.vectors, strengths, seer, spread, name, unedited)
@@ -143,7 +172,7 @@ def measure_directions(
             }
         )
         ends = [codes[: SHOWN // 2] + s * d.vectors for s in (d.low, 0.0, d.high)]
-        sheet.append(render(model, torch.stack(ends, 1).flatten(0, 1)))
+        sheet.append(small(render(model, torch.stack(ends, 1).flatten(0, 1))))
     return rows, torch.cat(sheet) if sheet else torch.zeros(0)
 
 
@@ -157,8 +186,8 @@ def measure_model(settings: Measuring, model: E4E) -> tuple[dict[str, Table], di
     )
     total = len(inputs)
     indices = range(max(0, total - settings.count), total)
-    codes = edits.invert(model, torch.stack([inputs[i] for i in indices]))
-    wanted = torch.stack([targets[i] for i in indices])
+    codes = torch.cat([edits.invert(model, few) for few in DataLoader(Subset(inputs, indices), BATCH)])
+    wanted = Subset(targets, indices)
     seer = Eye() if model.template else None
     if seer and settings.labels:
         rest = list(range(max(0, indices.start - 600), indices.start))
@@ -168,13 +197,13 @@ def measure_model(settings: Measuring, model: E4E) -> tuple[dict[str, Table], di
             )
         labels = read_labels(settings.labels, [inputs.names[i] for i in rest])
         with ThreadPoolExecutor() as pool:
-            seen = list(pool.map(examine, [to_picture(targets[i]) for i in rest]))
+            seen = list(pool.map(lambda i: examine(to_picture(targets[i])), rest))
         seer = Eye(fit_judge(seen, labels))
-    real = [seer(to_picture(target)) for target in tqdm(wanted, desc="looking at photos")] if seer else []
+    real = [seer(to_picture(targets[i])) for i in tqdm(indices, desc="looking at photos")] if seer else []
     settings.out.mkdir(parents=True, exist_ok=True)
     tables = {}
     tables["Reconstruction"], trio = measure_reconstruction(model, codes, wanted, seer, real)
-    to_sheet(trio[:20].flatten(0, 1), 15).save(settings.out / "inversions.png")
+    to_sheet(trio.flatten(0, 1), 15).save(settings.out / "inversions.png")
     directions = directions_for(model)
     tables["Consistency of edits"], steps = measure_consistency(model, codes, directions)
     to_sheet(steps.flatten(0, 1), 6).save(settings.out / "consistency.png")
@@ -186,10 +215,11 @@ def measure_model(settings: Measuring, model: E4E) -> tuple[dict[str, Table], di
         tables["Generator"], samples = generator.measure(
             model, targets, settings.samples, seer, detects if seer else None, settings.seed
         )
-        to_sheet(samples[:64], 8).save(settings.out / "samples.png")
+        to_sheet(small(samples), 8).save(settings.out / "samples.png")
     about = {
         "model": settings.model,
         "pictures": f"the last {len(indices)} of {settings.images.name}",
+        "precision": "float32, without TF32",
         "seed": settings.seed,
         "intervals": "95%, bootstrap over pictures",
     }
@@ -201,10 +231,10 @@ def main(arguments: list[str] | None = None) -> int:
     settings = tyro.cli(Measuring, args=arguments, prog="python -m e4e_core.metrics")
     torch.set_flush_denormal(True)
     try:
-        model = load_model(settings.model, settings.device)
+        model = load_to_measure(settings.model, settings.device)
         tables, about = measure_model(settings, model)
         write(tables, settings.out, "metrics", about)
-    except E4EError as error:
+    except (E4EError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(to_markdown(tables))

@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from e4e_core.images import content, to_picture
-from e4e_core.metrics.reconstruction import to_input
+from e4e_core.metrics.reconstruction import BATCH, to_input
 from e4e_core.metrics.statistics import Estimate, bootstrap, middle_mean
 from e4e_core.models.e4e import E4E
 
-BATCH = 16
+PIXELS = 1 << 22  # rendered at a time
 TOLERANCE = 0.1  # standard deviations an attribute may fall back by and still count as monotone
 
 
@@ -37,12 +37,18 @@ def invert(model: E4E, images: Tensor) -> Tensor:
 @torch.no_grad()
 def render(model: E4E, codes: Tensor) -> Tensor:
     """Pictures float32 [n, 3, R, R] on the CPU, a few at a time."""
-    return torch.cat([model.synthesize(few).float().cpu() for few in codes.split(BATCH)])
+    count = max(1, min(BATCH, PIXELS // model.resolution**2))
+    return torch.cat([model.synthesize(few).float().cpu() for few in codes.split(count)])
 
 
 def look_at_all(model: E4E, images: Tensor, look: Look) -> list[Seen | None]:
     """What `look` sees in rendered pictures [n, 3, R, R]."""
     return [look(to_picture(image)) for image in content(images, model.aspect)]
+
+
+def look_at_codes(model: E4E, codes: Tensor, look: Look) -> list[Seen | None]:
+    """What `look` sees in the pictures of codes [n, L, D], a few at a time."""
+    return [seen for few in codes.split(BATCH) for seen in look_at_all(model, render(model, few), look)]
 
 
 def identity_distances(faces: Sequence[Seen | None], others: Sequence[Seen | None]) -> np.ndarray:
@@ -69,7 +75,7 @@ class Consistency:
         codes: ‖E(x) − f⁻¹(E(G(f(E(x)))))‖², summed over layers and width (Tov et al. 2021, LEC).
         relative: the same, divided by the mean of ‖E(x) − mean‖²: 1 is as far as another photo.
         pictures: mean squared difference of the pictures of the first and the last codes, in units of [-1, 1].
-        steps: those pictures and the edited one, float [n, 3, R, R] each: first, edited, last.
+        steps: of the first BATCH pictures those two and the edited one, float [n, 3, R, R] each: first, edited, last.
     """
 
     codes: np.ndarray
@@ -83,13 +89,17 @@ def consistency(model: E4E, codes: Tensor, vectors: Tensor) -> Consistency:
 
     Every picture is measured by itself; filtering and averaging (`lec`) come last, so that no batch size matters.
     """
-    edited = render(model, codes + vectors)
-    last = invert(model, to_input(model, edited)) - vectors
-    missed = (last - codes).square().sum((1, 2)).double()
+    missed, pictures, steps = [], [], ()
+    for few in codes.split(BATCH):
+        before, edited = render(model, few), render(model, few + vectors)
+        last = invert(model, to_input(model, edited)) - vectors
+        after = render(model, last)
+        missed.append((last - few).square().sum((1, 2)).double())
+        pictures.append((before.clamp(-1, 1) - after.clamp(-1, 1)).square().mean((1, 2, 3)).double())
+        steps = steps or (before, edited, after)
+    missed, pictures = torch.cat(missed), torch.cat(pictures)
     spread = (codes - codes.mean(0)).square().sum((1, 2)).mean().double()
-    before, after = render(model, codes), render(model, last)
-    pictures = (before.clamp(-1, 1) - after.clamp(-1, 1)).square().mean((1, 2, 3)).double()
-    return Consistency(missed.numpy(), (missed / spread).numpy(), pictures.numpy(), (before, edited, after))
+    return Consistency(missed.numpy(), (missed / spread).numpy(), pictures.numpy(), steps)
 
 
 def lec(values: np.ndarray) -> Estimate:
@@ -136,7 +146,7 @@ def editability(
         unedited: what `look` sees at strength 0, if that is known.
     """
     rows = [
-        unedited if s == 0 and unedited is not None else look_at_all(model, render(model, codes + s * vectors), look)
+        unedited if s == 0 and unedited is not None else look_at_codes(model, codes + s * vectors, look)
         for s in strengths
     ]
     slopes = {name: _slopes(_curve(rows, name) / spread[name], np.array(strengths)) for name in spread}  # [n] each

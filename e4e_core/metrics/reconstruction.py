@@ -17,6 +17,7 @@ from e4e_core.training.perception import Identity, Lpips, published_weights
 from errors import DownloadError, ModelError
 
 LPIPS, ARCFACE = "LPIPS", "identity distance (ArcFace)"
+BATCH = 16  # pictures at a time
 WINDOW = 11  # px, the side of SSIM's Gaussian window
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of the five scales (Wang et al. 2003)
 LPIPS_SIDE = 64  # px, the smallest picture AlexNet takes
@@ -37,6 +38,8 @@ def distortion(
 ) -> dict[str, np.ndarray]:
     """Per picture, float64 [n] each, for two float [n, 3, h, w] with RGB in [-1, 1] (the first is clamped to it).
 
+    A few pictures are measured at a time.
+
     Args: networks: distances of two pictures, see `published_networks`.
     Returns:
         L2: mean squared difference in units of [-1, 1], the reference's. PSNR: dB.
@@ -44,7 +47,12 @@ def distortion(
             for, their weights scaled to sum 1; left out below 11 pixels.
         And what each of the networks answers.
     """
-    images = images.clamp(-1, 1)
+    batches = zip(images.split(BATCH), targets.split(BATCH), strict=True)
+    measured = [_distortion(some.clamp(-1, 1), few, networks or {}) for some, few in batches]
+    return {name: np.concatenate([each[name] for each in measured]) for name in measured[0]}
+
+
+def _distortion(images: Tensor, targets: Tensor, networks: Mapping[str, nn.Module]) -> dict[str, np.ndarray]:
     answer = {
         "L2": (images - targets).square().mean((1, 2, 3)),
         "PSNR": peak_signal_noise_ratio(images, targets, data_range=2.0, dim=(1, 2, 3), reduction="none"),
@@ -53,7 +61,7 @@ def distortion(
         answer["MS-SSIM"] = multiscale_structural_similarity_index_measure(
             (images + 1) / 2, (targets + 1) / 2, data_range=1.0, betas=betas, reduction="none"
         )
-    for name, network in (networks or {}).items():
+    for name, network in networks.items():
         with torch.no_grad():
             answer[name] = torch.stack([network(images[i, None], targets[i, None]) for i in range(len(images))])
     return {name: values.detach().double().cpu().reshape(len(images)).numpy() for name, values in answer.items()}
