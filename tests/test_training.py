@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from e4e_core.checkpoints import export_published, load_model, save_model
+from e4e_core.images import to_tensor
 from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
@@ -195,6 +196,16 @@ def test_pictures_of_folder_and_zip_are_the_same_and_mirrored(blobs: Path, tmp_p
             archive.add(tmp_path / name, name)
     torch.testing.assert_close(Pictures(tmp_path / "blobs.tar", 32)[3], packed[3])
     assert Pictures(blobs, 32, aspect=(4, 3))[0].shape == (3, 24, 32)
+
+
+def test_photos_are_upright_and_keep_their_proportions(tmp_path: Path):
+    squares = np.kron(np.arange(0, 240, 20, dtype=np.uint8).reshape(3, 4), np.ones((16, 16), np.uint8))  # [48, 64]
+    photo = Image.fromarray(squares).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: to be shown, turned clockwise
+    photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    expected = to_tensor(photo.crop((8, 0, 56, 48)).resize((16, 16), Image.Resampling.BOX))[0]
+    torch.testing.assert_close(Pictures(tmp_path, 16)[0], expected, rtol=0, atol=0)
 
 
 def test_unusable_data_is_named(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Training pictures: a folder, zip or tar of aligned photos, in an order that a stopped run can continue."""
+"""Training pictures: a folder, zip or tar of photos, in an order that a stopped run can continue."""
 
 import tarfile
 import zipfile
@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -23,8 +23,9 @@ PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 class Pictures(Dataset):
     """All pictures below a folder or inside a zip or (WebDataset) tar, sorted by name, in [-1, 1].
 
-    Each is float32 [3, size · height / width, size] of the `aspect` (width, height). With `mirror`, item i + n is
-    picture i mirrored left to right, and there are 2n items. The last `holdout` pictures are left out, to be measured
+    Each is turned upright, and of what has another `aspect` (width, height) the middle is taken: float32
+    [3, size · height / width, size]. With `mirror`, item i + n is picture i mirrored left to right, and there are 2n
+    items. The last `holdout` pictures are left out, to be measured
     on; with `held` there are only those.
     Raises TrainingError when there is no picture, or when one cannot be read.
     """
@@ -66,11 +67,11 @@ class Pictures(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         name = self.names[index % len(self.names)]
         try:
-            picture = Image.open(self._open(name), formats=FORMATS).convert("RGB")
+            picture = ImageOps.exif_transpose(Image.open(self._open(name), formats=FORMATS)).convert("RGB")
         except Exception as error:  # archives and decoders raise almost anything on damaged or hostile data
             raise TrainingError(f"{name} in {self.path} cannot be read ({error}); remove it and resume.") from error
         if picture.size != self.size:
-            picture = picture.resize(self.size, Image.Resampling.BOX)
+            picture = ImageOps.fit(picture, self.size, Image.Resampling.BOX)
         image = to_tensor(picture)[0]
         return image.flip(2) if index >= len(self.names) else image
 
