@@ -8,8 +8,17 @@ from torch import Tensor
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """PIL RGB picture -> float32 [1, 3, h, w], RGB in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(picture.convert("RGB")))  # [h, w, 3] uint8
-    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+    return from_pixels(to_pixels(picture)[None])
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """PIL RGB picture -> uint8 [3, h, w]."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """uint8 [..., 3, h, w] -> float32 of the same shape, RGB in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
 
 
 def to_picture(image: Tensor) -> Image.Image:

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ from e4e_core.models.encoder import Encoder, EncoderConfig
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
 from e4e_core.training import decoder, encoder, generator, report
 from e4e_core.training.augment import Augment
-from e4e_core.training.data import EndlessOrder, Pictures
+from e4e_core.training.data import EndlessOrder, Pictures, endless_batches
 from e4e_core.training.encoder import EncoderTraining, active_deltas, start_trunk, train_encoder
 from e4e_core.training.generator import (
     GeneratorTraining,
@@ -216,6 +217,17 @@ def test_unusable_data_is_named(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(TrainingError, match=r"broken\.png .* remove it"):
         Pictures(tmp_path, 32)[0]
+    for workers in (0, 1):
+        with pytest.raises(TrainingError, match=r"^broken\.png in .* remove it and resume\.$"):
+            next(endless_batches(Pictures(tmp_path, 32), 1, 0, 0, workers, Processes("cpu")))
+
+
+def test_batches_are_the_pictures_of_their_order(blobs: Path):
+    pictures = Pictures(blobs, 32, mirror=True)
+    expected = torch.stack([pictures[i] for i in islice(EndlessOrder(24, seed=3, start=20), 12)])
+    for workers in (0, 1):
+        batches = endless_batches(pictures, 6, 3, 20, workers, Processes("cpu"))
+        torch.testing.assert_close(torch.cat([next(batches), next(batches)]), expected, rtol=0, atol=0)
 
 
 def assert_same_state(a: object, b: object, where: str = "") -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from e4e_core.images import to_tensor
+from e4e_core.images import from_pixels, to_pixels
+from e4e_core.training.processes import Processes
 from errors import TrainingError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's other readers may start external programs
@@ -65,6 +66,10 @@ class Pictures(Dataset):
         return len(self.names) * (2 if self.mirror else 1)
 
     def __getitem__(self, index: int) -> Tensor:
+        return from_pixels(self.pixels(index))
+
+    def pixels(self, index: int) -> Tensor:
+        """The same picture as uint8 [3, h, w]."""
         name = self.names[index % len(self.names)]
         try:
             picture = ImageOps.exif_transpose(Image.open(self._open(name), formats=FORMATS)).convert("RGB")
@@ -72,8 +77,8 @@ class Pictures(Dataset):
             raise TrainingError(f"{name} in {self.path} cannot be read ({error}); remove it and resume.") from error
         if picture.size != self.size:
             picture = ImageOps.fit(picture, self.size, Image.Resampling.BOX)
-        image = to_tensor(picture)[0]
-        return image.flip(2) if index >= len(self.names) else image
+        pixels = to_pixels(picture)
+        return pixels.flip(2) if index >= len(self.names) else pixels
 
     def _open(self, name: str) -> BytesIO | Path:
         if self.path.is_dir():
@@ -137,15 +142,41 @@ class EveryNth(Sampler[int]):
         return islice(self.order, self.first, None, self.step)
 
 
+class _Batches(Dataset):
+    """Lists of items as uint8 [n, 3, h, w], a quarter of the bytes of float32.
+
+    A picture that cannot be read gives its error: one raised in a worker would come with a traceback in its text.
+    """
+
+    def __init__(self, pictures: Pictures):
+        self.pictures = pictures
+
+    def __getitem__(self, items: list[int]) -> Tensor | TrainingError:
+        try:
+            return torch.stack([self.pictures.pixels(item) for item in items])
+        except TrainingError as error:
+            return error
+
+
 def endless_batches(
-    pictures: Pictures, batch: int, seed: int, start: int, workers: int, share: tuple[int, int] = (0, 1)
+    pictures: Pictures, batch: int, seed: int, start: int, workers: int, processes: Processes
 ) -> Iterator[Tensor]:
     """float32 [batch / count, 3, h, w] without end, continuing after `start` pictures of the order that `seed` gives.
 
-    Args: share: (rank, count) of the process, which gets every `count`-th picture of each batch.
+    Each of `count` processes gets every `count`-th picture of a batch, on its device, channels last.
+    Raises TrainingError when a picture cannot be read.
     """
-    rank, count = share
-    order = EveryNth(EndlessOrder(len(pictures), seed, start), rank, count)
-    own_random = torch.Generator()  # the loader must not draw from torch's, whose state a resumed run restores
-    size = batch // count
-    return iter(DataLoader(pictures, batch_size=size, sampler=order, num_workers=workers, generator=own_random))
+    device, count = processes.device, processes.count
+    order = EveryNth(EndlessOrder(len(pictures), seed, start), processes.rank, count)
+    loader = DataLoader(
+        _Batches(pictures),
+        batch_size=None,  # the sampler makes the batches
+        sampler=BatchSampler(order, batch // count, drop_last=True),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # the loader must not draw from torch's, whose state a resumed run restores
+    )
+    for pixels in loader:
+        if isinstance(pixels, TrainingError):
+            raise pixels
+        yield from_pixels(pixels.to(device, non_blocking=True, memory_format=torch.channels_last))

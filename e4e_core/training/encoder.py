@@ -63,13 +63,12 @@ def train_encoder(config: EncoderTraining) -> Path:
     processes.agree(training.progress.images)
     progress, size, aspect = training.progress, training.model.resolution, config.aspect
     pictures = Pictures(config.data, size, mirror=True, holdout=config.holdout, aspect=aspect)
-    share = (processes.rank, processes.count)
-    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers, share)
+    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers, processes)
     report = Report(config, training, run, pictures) if processes.main else None
     bar = tqdm(total=config.images, initial=progress.images, unit="img", smoothing=0.05, disable=not processes.main)
     while progress.images < config.images:
         step = progress.images // config.batch
-        reals = next(batches).to(processes.device, memory_format=torch.channels_last)  # [n, 3, h, w]
+        reals = next(batches)  # [n, 3, h, w]
         terms = training.step(reals, penalize=step % config.r1_every == 0)
         progress.images += config.batch
         if step % config.log_every == 0:

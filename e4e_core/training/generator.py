@@ -49,14 +49,13 @@ def train_generator(config: GeneratorTraining) -> Path:
     processes.agree(training.progress.images)
     training.settle()
     progress, average = training.progress, training.average
-    share = (processes.rank, processes.count)
-    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers, share)
+    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers, processes)
     sample_z = torch.randn(64, config.latent_dim, generator=torch.Generator().manual_seed(1)).to(processes.device)
     log = Log(config.out, progress.images // config.batch) if processes.main else None
     bar = tqdm(total=config.images, initial=progress.images, unit="img", smoothing=0.05, disable=not processes.main)
     while progress.images < config.images:
         step = progress.images // config.batch
-        losses = training.step(next(batches).to(processes.device, memory_format=torch.channels_last), step)
+        losses = training.step(next(batches), step)
         progress.images += config.batch
         half_life = min(config.ema_images, progress.images / 10)
         blend(average, training.generator, 0.5 ** (config.batch / half_life))
