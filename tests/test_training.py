@@ -504,6 +504,8 @@ def test_processes_that_resume_at_different_places_refuse_to_start(monkeypatch: 
     monkeypatch.setattr(processes, "gather", lambda part: torch.cat([part, torch.zeros_like(part)]))
     with pytest.raises(TrainingError, match=r"after 8, 0 pictures: .* all machines share"):
         processes.agree(8)
+    with pytest.raises(TrainingError, match=r"different networks \(this one: lpips\)"):
+        processes.agree(0, "lpips")
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -512,10 +514,68 @@ def test_a_training_takes_the_gpu_where_there_is_one(there: bool, monkeypatch: p
     assert Processes(FacesTraining(Path("d"), Path("g"), Path("o")).device).device.type == ("cuda" if there else "cpu")
 
 
-def test_a_broken_state_and_other_settings_are_named(blobs: Path, small_run: Path, tmp_path: Path):
+def test_a_broken_state_and_other_settings_are_named(
+    blobs: Path,
+    small_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
     (tmp_path / "state.pt").write_bytes(b"half a file")
     with pytest.raises(TrainingError, match="cannot be read as a saved run"):
         train_generator(generator_settings(blobs, tmp_path, images=8))
+    source = tmp_path / "g.pt"
+    export_generator(small_run, source)
+    settings = encoder_settings(blobs, source, tmp_path / "e", images=4)
+    train_encoder(settings)
+    capsys.readouterr()
+    train_encoder(settings)
+    assert "was finished before; give it more --images" in capsys.readouterr().out
+    kept = (tmp_path / "e/settings.json").read_bytes()
+    for change, reason in (
+        ({"r1": 3.0}, r"r1 10\.0, not 3\.0; use another --out"),
+        ({"decoder_rate": 1e-3}, "decoder-rate 0, not above 0"),
+        ({"l2": 2.0}, r"l2 1\.0, not 2\.0"),
+    ):
+        with pytest.raises(TrainingError, match=f"was started with {reason}"):
+            train_encoder(replace(settings, images=8, **change))
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match=r"losses \{\}, not \{'moco': 'Identity'\}"):
+        patch.setattr(encoder, "load_losses", lambda config: ({"moco": (1.0, torch.nn.Identity())}, config.perceptual))
+        train_encoder(settings)
+    content = torch.load(source, weights_only=True)
+    next(iter(content["g_ema"].values())).add_(1)
+    torch.save(content, source)
+    with pytest.raises(TrainingError, match=r"was started with weights of the generator \w+, not \w+; use another"):
+        train_encoder(settings)
+    assert (tmp_path / "e/settings.json").read_bytes() == kept
+
+
+def test_a_run_goes_on_with_the_rates_of_its_present_settings(blobs: Path, small_run: Path, tmp_path: Path):
+    train_generator(generator_settings(blobs, tmp_path / "g", images=4))
+    train_generator(replace(generator_settings(blobs, tmp_path / "g", images=8), learning_rate=3e-3))
+    state = load_state(tmp_path / "g/state.pt")
+    assert state["g_optim"]["param_groups"][0]["lr"] == 3e-3
+    assert state["d_optim"]["param_groups"][0]["lr"] == pytest.approx(3e-3 * 2 / 3)  # lazy: r1_every is 2
+    settings = encoder_settings(blobs, small_run, tmp_path / "e", images=4)
+    train_encoder(settings)
+    train_encoder(replace(settings, images=8, discriminator_rate=1e-5))
+    assert load_state(tmp_path / "e/state.pt")["critic_optimizer"]["param_groups"][0]["lr"] == 1e-5
+
+
+@pytest.mark.parametrize("which", ["encoder", "generator"])
+def test_a_run_that_diverges_keeps_its_last_state(
+    which: str, blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if which == "encoder":
+        module, train, settings = encoder, train_encoder, encoder_settings(blobs, small_run, tmp_path, images=4)
+    else:
+        module, train, settings = generator, train_generator, generator_settings(blobs, tmp_path, images=4)
+    train(settings)
+    saved = (tmp_path / "state.pt").read_bytes()
+    monkeypatch.setattr(module.Training, "step", lambda *args, **options: {"l2": torch.tensor(float("nan"))})
+    with pytest.raises(TrainingError, match=r"diverged: l2 is nan\. Lower the learning rate .* last state is kept"):
+        train(replace(settings, images=8))
+    assert (tmp_path / "state.pt").read_bytes() == saved
 
 
 @pytest.mark.parametrize("full", ["settings.json", "state.pt", "samples_0000016.png", "tensorboard"])

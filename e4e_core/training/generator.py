@@ -18,7 +18,7 @@ from e4e_core.training.augment import Augment
 from e4e_core.training.data import Pictures, endless_batches
 from e4e_core.training.losses import PathLength, discriminator_loss, gradient_penalty, non_saturating
 from e4e_core.training.processes import Precision, Processes
-from e4e_core.training.run import Log, Progress, Run, Stateful, load_state, replacing
+from e4e_core.training.run import Log, Progress, Run, Stateful, check_finite, digest, load_state, replacing
 from e4e_core.training.settings import GeneratorTraining
 from errors import TrainingError
 
@@ -46,7 +46,8 @@ def train_generator(config: GeneratorTraining) -> Path:
     training = Training(config, processes)
     run = Run(config.out, config, training.parts(), quiet=not processes.main)
     run.resume()
-    processes.agree(training.progress.images)
+    networks = (training.generator, training.discriminator)
+    processes.agree(training.progress.images, digest(*(network.state_dict() for network in networks)))
     training.settle()
     progress, average = training.progress, training.average
     batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers, processes)
@@ -66,6 +67,7 @@ def train_generator(config: GeneratorTraining) -> Path:
                 log.scalars("train", values | {"augment": training.augment.probability}, step)
         bar.update(config.batch)
         if progress.images % config.save_every < config.batch or progress.images >= config.images:
+            check_finite({name: processes.mean(loss) for name, loss in losses.items()})
             if log:
                 run.save()
                 sheet = to_sheet(sample(average, sample_z, truncation=0.7), columns=8)
