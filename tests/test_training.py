@@ -38,7 +38,7 @@ from e4e_core.training.generator import (
     train_generator,
 )
 from e4e_core.training.latents import CodePool
-from e4e_core.training.losses import energy_distance
+from e4e_core.training.losses import energy_distance, gradient_penalty
 from e4e_core.training.processes import Processes
 from e4e_core.training.run import Log, Run, load_state
 from e4e_core.training.settings import PRESETS, FacesTraining
@@ -371,6 +371,10 @@ def test_validation_measures_and_changes_nothing_of_the_run(
         assert values["score"] == pytest.approx(values["l2"] + values["perc"])
         assert values["psnr"] >= 10 * np.log10(4 / values["l2"]) - 1e-3  # Jensen; clamping helps
         assert values["face"] > 0 and 0 < values["lec_smile"] < np.inf
+    learning = replace(often, out=tmp_path / "learning", images=4, decoder_rate=1e-3, samples=4)
+    monkeypatch.setattr(decoder, "SETTLING_STEPS", 1)
+    train_encoder(learning)
+    assert figures[-1]["score"] == pytest.approx(figures[-1]["l2"]), "the discriminator's view changes as it learns"
     train_encoder(replace(often, out=tmp_path / "once", save_every=100))
     a, b = load_state(tmp_path / "often/state.pt"), load_state(tmp_path / "once/state.pt")
     a["progress"].pop("best"), b["progress"].pop("best")
@@ -378,6 +382,21 @@ def test_validation_measures_and_changes_nothing_of_the_run(
     assert (tmp_path / "often/best/model.safetensors").is_file()
     assert list((tmp_path / "often/tensorboard").iterdir())
     assert json.loads((tmp_path / "often/settings.json").read_text())["save_every"] == 4
+
+
+def test_what_cannot_be_measured_is_named_before_training(blobs: Path, small_run: Path, tmp_path: Path):
+    settings, file = encoder_settings(blobs, small_run, tmp_path / "run", images=8), tmp_path / "d.safetensors"
+    save_file({"smile": torch.zeros(9, 16)}, file)
+    with pytest.raises(TrainingError, match=r"smile in .*d\.safetensors has the shape \[9, 16\], not .*\[8, 16\]"):
+        train_encoder(replace(settings, directions=file))
+    file.write_bytes(b"no tensors")
+    with pytest.raises(TrainingError, match=r"d\.safetensors cannot be read as directions"):
+        train_encoder(replace(settings, directions=file))
+    zipfile.ZipFile(blobs).extractall(tmp_path / "data")
+    (tmp_path / "data/11.png").write_bytes(b"half a picture")
+    with pytest.raises(TrainingError, match=r"11\.png .* remove it and resume"):
+        train_encoder(replace(settings, data=tmp_path / "data", holdout=3))
+    assert not (tmp_path / "run/state.pt").exists()
 
 
 @pytest.mark.parametrize("kind", ["psp", "w"])
@@ -406,11 +425,32 @@ def test_pictures_are_compared_at_the_asked_size(blobs: Path, small_run: Path, t
     assert terms["l2"].item() == pytest.approx(1.25) and terms["side"].item() == 1632
 
 
+def test_the_gradient_penalty_is_computed_in_parts(blobs: Path, small_run: Path, tmp_path: Path):
+    settings = replace(encoder_settings(blobs, small_run, tmp_path, 8), decoder_rate=1e-3, decoder_r1=6, accumulate=2)
+    training = encoder.Training(settings, Processes("cpu"))
+    reals, shown = torch.rand(4, 3, 32, 32) * 2 - 1, []
+    training.critic.register_forward_pre_hook(lambda network, given: shown.append(len(given[0])))
+    training.decoder.finish_gradients(reals, penalize=True)
+    assert shown == [2, 2]
+    weights = list(training.critic.requires_grad_(True).parameters())
+    penalty = sum(6 * gradient_penalty(training.critic, part) for part in reals.chunk(2)) / 2  # every second step
+    expected = torch.autograd.grad(penalty, weights, allow_unused=True)
+    for weight, gradient in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
+
+
 def test_every_preset_can_be_built():
     for preset in PRESETS.values():
         settings = preset(data=Path("d"), generator=Path("g"), out=Path("o"))
         assert settings.images % settings.batch == 0
     assert FacesTraining(Path("d"), Path("g"), Path("o")).identity == 0.1
+
+
+def test_pictures_of_a_sheet_are_averaged_to_256_px_at_most():
+    large = torch.tensor([0.0, 1.0]).repeat(512).expand(1, 3, 768, 1024)
+    torch.testing.assert_close(generator.for_sheet(large), torch.full([1, 3, 192, 256], 0.5))
+    small = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(generator.for_sheet(small), small, rtol=0, atol=0)
 
 
 def test_a_trained_model_goes_to_the_published_layout_and_back(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from e4e_core.formats import read_folder
@@ -27,6 +28,7 @@ __all__ = [
     "blend",
     "draw_codes",
     "export_generator",
+    "for_sheet",
     "load_generator",
     "sample",
     "train_generator",
@@ -34,6 +36,7 @@ __all__ = [
 
 DISCRIMINATOR = "discriminator.safetensors"  # beside a model: the critic its generator was trained with
 AT_ONCE = 8  # pictures of a sheet rendered together: 64 of 1024 px would fill a GPU
+SHEET_SIDE = 256  # px of a picture in it, at most
 PATH_EVERY = 4  # steps between path-length regularisations
 
 
@@ -70,7 +73,7 @@ def train_generator(config: GeneratorTraining) -> Path:
             check_finite({name: processes.mean(loss) for name, loss in losses.items()})
             if log:
                 run.save()
-                sheet = to_sheet(sample(average, sample_z, truncation=0.7), columns=8)
+                sheet = to_sheet(for_sheet(sample(average, sample_z, truncation=0.7)), columns=8)
                 run.save_sheet("samples", sheet, progress.images)
                 log.picture("samples", sheet, step)
             processes.wait()
@@ -223,6 +226,11 @@ def sample(generator: Generator, z: Tensor, truncation: float) -> Tensor:
     w = center + truncation * (generator.map(z) - center)  # [n, D]
     codes = w[:, None].expand(-1, generator.config.num_layers, -1)
     return torch.cat([generator(few).cpu() for few in codes.split(AT_ONCE)])
+
+
+def for_sheet(images: Tensor) -> Tensor:
+    """[n, 3, h, w] on any device -> on the CPU, averaged until no wider than SHEET_SIDE."""
+    return F.avg_pool2d(images, -(-images.shape[3] // SHEET_SIDE)).cpu()
 
 
 def load_generator(path: Path) -> tuple[Generator, Discriminator | None]:

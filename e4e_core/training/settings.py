@@ -184,6 +184,7 @@ class DomainTraining(EncoderTraining):
     progressive_every: int = 16_000
     template: tuple[float, float] | None = None
     workers: int = 4
+    save_every: int = 80_000
 
 
 @dataclass(frozen=True)
