@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -33,6 +34,12 @@ def content(images: Tensor, aspect: tuple[int, int]) -> Tensor:
     width, height = (images.shape[-1] * part // max(aspect) for part in aspect)
     top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
     return images[..., top : top + height, left : left + width]
+
+
+def in_square(images: Tensor) -> Tensor:
+    """[..., h, R] -> [..., R, R], black above and below: what `content` takes the pictures out of again."""
+    rows = images.shape[-1] - images.shape[-2]
+    return F.pad(images, (0, 0, rows // 2, rows - rows // 2), value=-1.0)
 
 
 def to_sheet(images: Tensor, columns: int) -> Image.Image:

@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from e4e_core.checkpoints import export_published, load_model, save_model
-from e4e_core.images import to_tensor
+from e4e_core.images import content, in_square, to_tensor
 from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
@@ -56,9 +57,9 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(12):
             picture = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)).resize((32, 32))
-            content = BytesIO()
-            picture.save(content, "PNG")
-            archive.writestr(f"{i:02d}.png", content.getvalue())
+            file = BytesIO()
+            picture.save(file, "PNG")
+            archive.writestr(f"{i:02d}.png", file.getvalue())
     return path
 
 
@@ -137,6 +138,27 @@ def test_rates_fall_along_the_cosine_of_the_present_settings(
 def test_offsets_of_a_finished_encoder_are_never_lost(blobs: Path, small_run: Path, tmp_path: Path):
     settings = encoder_settings(blobs, small_run, tmp_path, 100)
     assert [active_deltas(settings, n, 8, first=5) for n in (0, 8, 24, 28, 1000)] == [5, 5, 5, 6, 7]
+
+
+def test_no_stage_of_a_compiled_encoder_compiles_anew(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    graphs, images = [], torch.rand(2, 3, 32, 32)
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    settings = encoder_settings(blobs, small_run, tmp_path, 8)
+    expected = encoder.Training(settings, Processes("cpu")).encoder.train()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    compiled = encoder.Training(replace(settings, compile=True), Processes("cpu")).encoder.train()
+    compiled.load_state_dict(expected.state_dict())
+    for deltas in range(8):
+        compiled.num_deltas = expected.num_deltas = deltas
+        torch.testing.assert_close(compiled(images), expected(images))
+    assert len(graphs) == 4  # the trunk, and a head for each of the sizes that heads read
 
 
 def test_pool_returns_past_codes_and_never_grows():
@@ -407,7 +429,21 @@ def test_other_encoder_kinds_have_neither_critic_nor_penalty(kind: str, blobs: P
     assert (codes.std(1).max().item() > 1e-6) == (kind == "psp")
 
 
-def test_wide_pictures_fill_the_middle_rows(blobs: Path, small_run: Path, tmp_path: Path):
+def test_wide_pictures_fill_the_middle_rows(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    wide, step = replace(generator_settings(blobs, tmp_path / "g", images=4), aspect=(4, 3)), generator.Training.step
+
+    def noted(training: generator.Training, reals: torch.Tensor, number: int) -> dict[str, torch.Tensor]:
+        assert reals.shape == (4, 3, 32, 32) and (reals[:, :, [0, 3, 28, 31]] == -1).all()
+        torch.testing.assert_close(in_square(content(reals, (4, 3))), reals)
+        return step(training, reals, number)
+
+    monkeypatch.setattr(generator.Training, "step", noted)
+    train_generator(wide)
+    for train, portrait in ((train_generator, wide), (train_encoder, encoder_settings(blobs, small_run, tmp_path, 8))):
+        with pytest.raises(TrainingError, match="at least as wide as high; --aspect 3 4 is not"):
+            train(replace(portrait, aspect=(3, 4)))
     settings = replace(encoder_settings(blobs, small_run, tmp_path, images=8), aspect=(4, 3), template=None)
     model = load_model(train_encoder(settings), device="cpu")
     assert model.aspect == (4, 3) and model.invert(torch.zeros(1, 3, 24, 32)).shape == (1, 8, 16)
@@ -474,14 +510,14 @@ def test_generators_are_exported_and_read_in_the_widely_used_layout(
 ):
     file = tmp_path / "g.pt"
     export_generator(small_run, file)
-    content = torch.load(file, weights_only=True)
-    assert content.keys() == {"g_ema", "latent_avg", "d"} and content["latent_avg"].shape == (16,)
+    exported = torch.load(file, weights_only=True)
+    assert exported.keys() == {"g_ema", "latent_avg", "d"} and exported["latent_avg"].shape == (16,)
     first, _ = load_generator(small_run)
     again, critic = load_generator(file)
     codes = draw_codes(first, 2, mixing=0.0)
     torch.testing.assert_close(again(codes), first(codes))
     assert critic is not None
-    torch.save({"g_ema": content["g_ema"]}, file)
+    torch.save({"g_ema": exported["g_ema"]}, file)
     train_generator(replace(generator_settings(blobs, tmp_path / "g", images=8), start=file, path_length=2.0))
     assert load_state(tmp_path / "g/state.pt")["path_length"]["mean"] > 0
     settings = encoder_settings(blobs, file, tmp_path / "e", images=8)
@@ -582,9 +618,9 @@ def test_a_broken_state_and_other_settings_are_named(
     with monkeypatch.context() as patch, pytest.raises(TrainingError, match=r"losses \{\}, not \{'moco': 'Identity'\}"):
         patch.setattr(encoder, "load_losses", lambda config: ({"moco": (1.0, torch.nn.Identity())}, config.perceptual))
         train_encoder(settings)
-    content = torch.load(source, weights_only=True)
-    next(iter(content["g_ema"].values())).add_(1)
-    torch.save(content, source)
+    exported = torch.load(source, weights_only=True)
+    next(iter(exported["g_ema"].values())).add_(1)
+    torch.save(exported, source)
     with pytest.raises(TrainingError, match=r"was started with weights of the generator \w+, not \w+; use another"):
         train_encoder(settings)
     assert (tmp_path / "e/settings.json").read_bytes() == kept

@@ -28,7 +28,7 @@ class Pictures(Dataset):
     [3, size · height / width, size]. With `mirror`, item i + n is picture i mirrored left to right, and there are 2n
     items. The last `holdout` pictures are left out, to be measured
     on; with `held` there are only those.
-    Raises TrainingError when there is no picture, or when one cannot be read.
+    Raises TrainingError for a portrait aspect, when there is no picture, or when one cannot be read.
     """
 
     def __init__(
@@ -40,6 +40,8 @@ class Pictures(Dataset):
         held: bool = False,
         aspect: tuple[int, int] = (1, 1),
     ):
+        if aspect[0] < aspect[1] or aspect[1] < 1:
+            raise TrainingError(f"Pictures must be at least as wide as high; --aspect {aspect[0]} {aspect[1]} is not.")
         self.path = Path(path)
         self.size = (size, size * aspect[1] // aspect[0])
         self.mirror = mirror

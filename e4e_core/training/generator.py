@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from e4e_core.formats import read_folder
-from e4e_core.images import to_sheet
+from e4e_core.images import in_square, to_sheet
 from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig, NoiseInjection
 from e4e_core.training.augment import Augment
@@ -45,7 +45,7 @@ def train_generator(config: GeneratorTraining) -> Path:
     processes = Processes(config.device)
     processes.check(config.batch, config.batch // 2 if config.path_length else config.batch, parts=config.accumulate)
     torch.manual_seed(config.seed)
-    pictures = Pictures(config.data, config.resolution, mirror=True)
+    pictures = Pictures(config.data, config.resolution, mirror=True, aspect=config.aspect)
     training = Training(config, processes)
     run = Run(config.out, config, training.parts(), quiet=not processes.main)
     run.resume()
@@ -59,7 +59,7 @@ def train_generator(config: GeneratorTraining) -> Path:
     bar = tqdm(total=config.images, initial=progress.images, unit="img", smoothing=0.05, disable=not processes.main)
     while progress.images < config.images:
         step = progress.images // config.batch
-        losses = training.step(next(batches), step)
+        losses = training.step(in_square(next(batches)), step)
         progress.images += config.batch
         half_life = min(config.ema_images, progress.images / 10)
         blend(average, training.generator, 0.5 ** (config.batch / half_life))
