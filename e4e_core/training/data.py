@@ -26,8 +26,7 @@ class Pictures(Dataset):
 
     Each is turned upright, and of what has another `aspect` (width, height) the middle is taken: float32
     [3, size · height / width, size]. With `mirror`, item i + n is picture i mirrored left to right, and there are 2n
-    items. The last `holdout` pictures are left out, to be measured
-    on; with `held` there are only those.
+    items. The last `holdout` pictures are left out, to be measured on; with `held` there are only those.
     Raises TrainingError for a portrait aspect, when there is no picture, or when one cannot be read.
     """
 

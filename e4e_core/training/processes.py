@@ -76,7 +76,7 @@ class Processes:
         if len(set(marks)) > 1:
             raise TrainingError(
                 f"The processes would train different networks (this one: {facts}). Let all machines have the same "
-                "files: the generator, --start, and the losses' weights in checkpoints/."
+                "files: --generator, --start, and what checkpoints/networks.toml names."
             )
 
     def share(self, batch: Tensor) -> Tensor:
