@@ -7,7 +7,9 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,13 +21,14 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from e4e_core.checkpoints import export_published, load_model, save_model
+from e4e_core.images import content, in_square, to_tensor
 from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.e4e import E4E
 from e4e_core.models.encoder import Encoder, EncoderConfig
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig
 from e4e_core.training import decoder, encoder, generator, report
 from e4e_core.training.augment import Augment
-from e4e_core.training.data import EndlessOrder, Pictures
+from e4e_core.training.data import EndlessOrder, Pictures, endless_batches
 from e4e_core.training.encoder import EncoderTraining, active_deltas, start_trunk, train_encoder
 from e4e_core.training.generator import (
     GeneratorTraining,
@@ -36,7 +39,7 @@ from e4e_core.training.generator import (
     train_generator,
 )
 from e4e_core.training.latents import CodePool
-from e4e_core.training.losses import energy_distance
+from e4e_core.training.losses import energy_distance, gradient_penalty
 from e4e_core.training.processes import Processes
 from e4e_core.training.run import Log, Run, load_state
 from e4e_core.training.settings import PRESETS, FacesTraining
@@ -54,9 +57,9 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(12):
             picture = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)).resize((32, 32))
-            content = BytesIO()
-            picture.save(content, "PNG")
-            archive.writestr(f"{i:02d}.png", content.getvalue())
+            file = BytesIO()
+            picture.save(file, "PNG")
+            archive.writestr(f"{i:02d}.png", file.getvalue())
     return path
 
 
@@ -137,6 +140,27 @@ def test_offsets_of_a_finished_encoder_are_never_lost(blobs: Path, small_run: Pa
     assert [active_deltas(settings, n, 8, first=5) for n in (0, 8, 24, 28, 1000)] == [5, 5, 5, 6, 7]
 
 
+def test_no_stage_of_a_compiled_encoder_compiles_anew(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    graphs, images = [], torch.rand(2, 3, 32, 32)
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    settings = encoder_settings(blobs, small_run, tmp_path, 8)
+    expected = encoder.Training(settings, Processes("cpu")).encoder.train()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    compiled = encoder.Training(replace(settings, compile=True), Processes("cpu")).encoder.train()
+    compiled.load_state_dict(expected.state_dict())
+    for deltas in range(8):
+        compiled.num_deltas = expected.num_deltas = deltas
+        torch.testing.assert_close(compiled(images), expected(images))
+    assert len(graphs) == 4  # the trunk, and a head for each of the sizes that heads read
+
+
 def test_pool_returns_past_codes_and_never_grows():
     torch.manual_seed(0)
     pool = CodePool(4)
@@ -197,6 +221,16 @@ def test_pictures_of_folder_and_zip_are_the_same_and_mirrored(blobs: Path, tmp_p
     assert Pictures(blobs, 32, aspect=(4, 3))[0].shape == (3, 24, 32)
 
 
+def test_photos_are_upright_and_keep_their_proportions(tmp_path: Path):
+    squares = np.kron(np.arange(0, 240, 20, dtype=np.uint8).reshape(3, 4), np.ones((16, 16), np.uint8))  # [48, 64]
+    photo = Image.fromarray(squares).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: to be shown, turned clockwise
+    photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    expected = to_tensor(photo.crop((8, 0, 56, 48)).resize((16, 16), Image.Resampling.BOX))[0]
+    torch.testing.assert_close(Pictures(tmp_path, 16)[0], expected, rtol=0, atol=0)
+
+
 def test_unusable_data_is_named(tmp_path: Path):
     with pytest.raises(TrainingError, match="neither a folder nor a zip or tar"):
         Pictures(tmp_path / "missing", 32)
@@ -205,6 +239,17 @@ def test_unusable_data_is_named(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(TrainingError, match=r"broken\.png .* remove it"):
         Pictures(tmp_path, 32)[0]
+    for workers in (0, 1):
+        with pytest.raises(TrainingError, match=r"^broken\.png in .* remove it and resume\.$"):
+            next(endless_batches(Pictures(tmp_path, 32), 1, 0, 0, workers, Processes("cpu")))
+
+
+def test_batches_are_the_pictures_of_their_order(blobs: Path):
+    pictures = Pictures(blobs, 32, mirror=True)
+    expected = torch.stack([pictures[i] for i in islice(EndlessOrder(24, seed=3, start=20), 12)])
+    for workers in (0, 1):
+        batches = endless_batches(pictures, 6, 3, 20, workers, Processes("cpu"))
+        torch.testing.assert_close(torch.cat([next(batches), next(batches)]), expected, rtol=0, atol=0)
 
 
 def assert_same_state(a: object, b: object, where: str = "") -> None:
@@ -348,6 +393,10 @@ def test_validation_measures_and_changes_nothing_of_the_run(
         assert values["score"] == pytest.approx(values["l2"] + values["perc"])
         assert values["psnr"] >= 10 * np.log10(4 / values["l2"]) - 1e-3  # Jensen; clamping helps
         assert values["face"] > 0 and 0 < values["lec_smile"] < np.inf
+    learning = replace(often, out=tmp_path / "learning", images=4, decoder_rate=1e-3, samples=4)
+    monkeypatch.setattr(decoder, "SETTLING_STEPS", 1)
+    train_encoder(learning)
+    assert figures[-1]["score"] == pytest.approx(figures[-1]["l2"]), "the discriminator's view changes as it learns"
     train_encoder(replace(often, out=tmp_path / "once", save_every=100))
     a, b = load_state(tmp_path / "often/state.pt"), load_state(tmp_path / "once/state.pt")
     a["progress"].pop("best"), b["progress"].pop("best")
@@ -355,6 +404,21 @@ def test_validation_measures_and_changes_nothing_of_the_run(
     assert (tmp_path / "often/best/model.safetensors").is_file()
     assert list((tmp_path / "often/tensorboard").iterdir())
     assert json.loads((tmp_path / "often/settings.json").read_text())["save_every"] == 4
+
+
+def test_what_cannot_be_measured_is_named_before_training(blobs: Path, small_run: Path, tmp_path: Path):
+    settings, file = encoder_settings(blobs, small_run, tmp_path / "run", images=8), tmp_path / "d.safetensors"
+    save_file({"smile": torch.zeros(9, 16)}, file)
+    with pytest.raises(TrainingError, match=r"smile in .*d\.safetensors has the shape \[9, 16\], not .*\[8, 16\]"):
+        train_encoder(replace(settings, directions=file))
+    file.write_bytes(b"no tensors")
+    with pytest.raises(TrainingError, match=r"d\.safetensors cannot be read as directions"):
+        train_encoder(replace(settings, directions=file))
+    zipfile.ZipFile(blobs).extractall(tmp_path / "data")
+    (tmp_path / "data/11.png").write_bytes(b"half a picture")
+    with pytest.raises(TrainingError, match=r"11\.png .* remove it and resume"):
+        train_encoder(replace(settings, data=tmp_path / "data", holdout=3))
+    assert not (tmp_path / "run/state.pt").exists()
 
 
 @pytest.mark.parametrize("kind", ["psp", "w"])
@@ -365,7 +429,21 @@ def test_other_encoder_kinds_have_neither_critic_nor_penalty(kind: str, blobs: P
     assert (codes.std(1).max().item() > 1e-6) == (kind == "psp")
 
 
-def test_wide_pictures_fill_the_middle_rows(blobs: Path, small_run: Path, tmp_path: Path):
+def test_wide_pictures_fill_the_middle_rows(
+    blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    wide, step = replace(generator_settings(blobs, tmp_path / "g", images=4), aspect=(4, 3)), generator.Training.step
+
+    def noted(training: generator.Training, reals: torch.Tensor, number: int) -> dict[str, torch.Tensor]:
+        assert reals.shape == (4, 3, 32, 32) and (reals[:, :, [0, 3, 28, 31]] == -1).all()
+        torch.testing.assert_close(in_square(content(reals, (4, 3))), reals)
+        return step(training, reals, number)
+
+    monkeypatch.setattr(generator.Training, "step", noted)
+    train_generator(wide)
+    for train, portrait in ((train_generator, wide), (train_encoder, encoder_settings(blobs, small_run, tmp_path, 8))):
+        with pytest.raises(TrainingError, match="at least as wide as high; --aspect 3 4 is not"):
+            train(replace(portrait, aspect=(3, 4)))
     settings = replace(encoder_settings(blobs, small_run, tmp_path, images=8), aspect=(4, 3), template=None)
     model = load_model(train_encoder(settings), device="cpu")
     assert model.aspect == (4, 3) and model.invert(torch.zeros(1, 3, 24, 32)).shape == (1, 8, 16)
@@ -383,11 +461,32 @@ def test_pictures_are_compared_at_the_asked_size(blobs: Path, small_run: Path, t
     assert terms["l2"].item() == pytest.approx(1.25) and terms["side"].item() == 1632
 
 
+def test_the_gradient_penalty_is_computed_in_parts(blobs: Path, small_run: Path, tmp_path: Path):
+    settings = replace(encoder_settings(blobs, small_run, tmp_path, 8), decoder_rate=1e-3, decoder_r1=6, accumulate=2)
+    training = encoder.Training(settings, Processes("cpu"))
+    reals, shown = torch.rand(4, 3, 32, 32) * 2 - 1, []
+    training.critic.register_forward_pre_hook(lambda network, given: shown.append(len(given[0])))
+    training.decoder.finish_gradients(reals, penalize=True)
+    assert shown == [2, 2]
+    weights = list(training.critic.requires_grad_(True).parameters())
+    penalty = sum(6 * gradient_penalty(training.critic, part) for part in reals.chunk(2)) / 2  # every second step
+    expected = torch.autograd.grad(penalty, weights, allow_unused=True)
+    for weight, gradient in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
+
+
 def test_every_preset_can_be_built():
     for preset in PRESETS.values():
         settings = preset(data=Path("d"), generator=Path("g"), out=Path("o"))
         assert settings.images % settings.batch == 0
     assert FacesTraining(Path("d"), Path("g"), Path("o")).identity == 0.1
+
+
+def test_pictures_of_a_sheet_are_averaged_to_256_px_at_most():
+    large = torch.tensor([0.0, 1.0]).repeat(512).expand(1, 3, 768, 1024)
+    torch.testing.assert_close(generator.for_sheet(large), torch.full([1, 3, 192, 256], 0.5))
+    small = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(generator.for_sheet(small), small, rtol=0, atol=0)
 
 
 def test_a_trained_model_goes_to_the_published_layout_and_back(
@@ -411,14 +510,14 @@ def test_generators_are_exported_and_read_in_the_widely_used_layout(
 ):
     file = tmp_path / "g.pt"
     export_generator(small_run, file)
-    content = torch.load(file, weights_only=True)
-    assert content.keys() == {"g_ema", "latent_avg", "d"} and content["latent_avg"].shape == (16,)
+    exported = torch.load(file, weights_only=True)
+    assert exported.keys() == {"g_ema", "latent_avg", "d"} and exported["latent_avg"].shape == (16,)
     first, _ = load_generator(small_run)
     again, critic = load_generator(file)
     codes = draw_codes(first, 2, mixing=0.0)
     torch.testing.assert_close(again(codes), first(codes))
     assert critic is not None
-    torch.save({"g_ema": content["g_ema"]}, file)
+    torch.save({"g_ema": exported["g_ema"]}, file)
     train_generator(replace(generator_settings(blobs, tmp_path / "g", images=8), start=file, path_length=2.0))
     assert load_state(tmp_path / "g/state.pt")["path_length"]["mean"] > 0
     settings = encoder_settings(blobs, file, tmp_path / "e", images=8)
@@ -481,6 +580,8 @@ def test_processes_that_resume_at_different_places_refuse_to_start(monkeypatch: 
     monkeypatch.setattr(processes, "gather", lambda part: torch.cat([part, torch.zeros_like(part)]))
     with pytest.raises(TrainingError, match=r"after 8, 0 pictures: .* all machines share"):
         processes.agree(8)
+    with pytest.raises(TrainingError, match=r"different networks \(this one: lpips\)"):
+        processes.agree(0, "lpips")
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -489,10 +590,68 @@ def test_a_training_takes_the_gpu_where_there_is_one(there: bool, monkeypatch: p
     assert Processes(FacesTraining(Path("d"), Path("g"), Path("o")).device).device.type == ("cuda" if there else "cpu")
 
 
-def test_a_broken_state_and_other_settings_are_named(blobs: Path, small_run: Path, tmp_path: Path):
+def test_a_broken_state_and_other_settings_are_named(
+    blobs: Path,
+    small_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
     (tmp_path / "state.pt").write_bytes(b"half a file")
     with pytest.raises(TrainingError, match="cannot be read as a saved run"):
         train_generator(generator_settings(blobs, tmp_path, images=8))
+    source = tmp_path / "g.pt"
+    export_generator(small_run, source)
+    settings = encoder_settings(blobs, source, tmp_path / "e", images=4)
+    train_encoder(settings)
+    capsys.readouterr()
+    train_encoder(settings)
+    assert "was finished before; give it more --images" in capsys.readouterr().out
+    kept = (tmp_path / "e/settings.json").read_bytes()
+    for change, reason in (
+        ({"r1": 3.0}, r"r1 10\.0, not 3\.0; use another --out"),
+        ({"decoder_rate": 1e-3}, "decoder-rate 0, not above 0"),
+        ({"l2": 2.0}, r"l2 1\.0, not 2\.0"),
+    ):
+        with pytest.raises(TrainingError, match=f"was started with {reason}"):
+            train_encoder(replace(settings, images=8, **change))
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match=r"losses \{\}, not \{'moco': 'Identity'\}"):
+        patch.setattr(encoder, "load_losses", lambda config: ({"moco": (1.0, torch.nn.Identity())}, config.perceptual))
+        train_encoder(settings)
+    exported = torch.load(source, weights_only=True)
+    next(iter(exported["g_ema"].values())).add_(1)
+    torch.save(exported, source)
+    with pytest.raises(TrainingError, match=r"was started with weights of the generator \w+, not \w+; use another"):
+        train_encoder(settings)
+    assert (tmp_path / "e/settings.json").read_bytes() == kept
+
+
+def test_a_run_goes_on_with_the_rates_of_its_present_settings(blobs: Path, small_run: Path, tmp_path: Path):
+    train_generator(generator_settings(blobs, tmp_path / "g", images=4))
+    train_generator(replace(generator_settings(blobs, tmp_path / "g", images=8), learning_rate=3e-3))
+    state = load_state(tmp_path / "g/state.pt")
+    assert state["g_optim"]["param_groups"][0]["lr"] == 3e-3
+    assert state["d_optim"]["param_groups"][0]["lr"] == pytest.approx(3e-3 * 2 / 3)  # lazy: r1_every is 2
+    settings = encoder_settings(blobs, small_run, tmp_path / "e", images=4)
+    train_encoder(settings)
+    train_encoder(replace(settings, images=8, discriminator_rate=1e-5))
+    assert load_state(tmp_path / "e/state.pt")["critic_optimizer"]["param_groups"][0]["lr"] == 1e-5
+
+
+@pytest.mark.parametrize("which", ["encoder", "generator"])
+def test_a_run_that_diverges_keeps_its_last_state(
+    which: str, blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if which == "encoder":
+        module, train, settings = encoder, train_encoder, encoder_settings(blobs, small_run, tmp_path, images=4)
+    else:
+        module, train, settings = generator, train_generator, generator_settings(blobs, tmp_path, images=4)
+    train(settings)
+    saved = (tmp_path / "state.pt").read_bytes()
+    monkeypatch.setattr(module.Training, "step", lambda *args, **options: {"l2": torch.tensor(float("nan"))})
+    with pytest.raises(TrainingError, match=r"diverged: l2 is nan\. Lower the learning rate .* last state is kept"):
+        train(replace(settings, images=8))
+    assert (tmp_path / "state.pt").read_bytes() == saved
 
 
 @pytest.mark.parametrize("full", ["settings.json", "state.pt", "samples_0000016.png", "tensorboard"])

@@ -128,6 +128,12 @@ class Encoder(nn.Module):
         offsets = torch.stack([torch.zeros_like(w), *deltas], 1)  # [n, 1 + num_deltas, D]
         return w[:, None] + F.pad(offsets, (0, 0, 0, layers - offsets.shape[1]))  # [n, L, D]
 
+    def compile(self, **options) -> None:
+        """Compile the trunk and each head by themselves, so that another `num_deltas` compiles nothing anew."""
+        self._features = torch.compile(self._features, **options)
+        for head in getattr(self, "styles", ()):
+            head.compile(**options)
+
     def _features(self, images: Tensor) -> list[Tensor]:
         """The outputs of the last three stages, the finest first."""
         maps = []

@@ -1,4 +1,4 @@
-"""Training pictures: a folder, zip or tar of aligned photos, in an order that a stopped run can continue."""
+"""Training pictures: a folder, zip or tar of photos, in an order that a stopped run can continue."""
 
 import tarfile
 import zipfile
@@ -8,11 +8,12 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from e4e_core.images import to_tensor
+from e4e_core.images import from_pixels, to_pixels
+from e4e_core.training.processes import Processes
 from errors import TrainingError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's other readers may start external programs
@@ -23,10 +24,10 @@ PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 class Pictures(Dataset):
     """All pictures below a folder or inside a zip or (WebDataset) tar, sorted by name, in [-1, 1].
 
-    Each is float32 [3, size · height / width, size] of the `aspect` (width, height). With `mirror`, item i + n is
-    picture i mirrored left to right, and there are 2n items. The last `holdout` pictures are left out, to be measured
-    on; with `held` there are only those.
-    Raises TrainingError when there is no picture, or when one cannot be read.
+    Each is turned upright, and of what has another `aspect` (width, height) the middle is taken: float32
+    [3, size · height / width, size]. With `mirror`, item i + n is picture i mirrored left to right, and there are 2n
+    items. The last `holdout` pictures are left out, to be measured on; with `held` there are only those.
+    Raises TrainingError for a portrait aspect, when there is no picture, or when one cannot be read.
     """
 
     def __init__(
@@ -38,6 +39,8 @@ class Pictures(Dataset):
         held: bool = False,
         aspect: tuple[int, int] = (1, 1),
     ):
+        if aspect[0] < aspect[1] or aspect[1] < 1:
+            raise TrainingError(f"Pictures must be at least as wide as high; --aspect {aspect[0]} {aspect[1]} is not.")
         self.path = Path(path)
         self.size = (size, size * aspect[1] // aspect[0])
         self.mirror = mirror
@@ -64,15 +67,19 @@ class Pictures(Dataset):
         return len(self.names) * (2 if self.mirror else 1)
 
     def __getitem__(self, index: int) -> Tensor:
+        return from_pixels(self.pixels(index))
+
+    def pixels(self, index: int) -> Tensor:
+        """The same picture as uint8 [3, h, w]."""
         name = self.names[index % len(self.names)]
         try:
-            picture = Image.open(self._open(name), formats=FORMATS).convert("RGB")
+            picture = ImageOps.exif_transpose(Image.open(self._open(name), formats=FORMATS)).convert("RGB")
         except Exception as error:  # archives and decoders raise almost anything on damaged or hostile data
             raise TrainingError(f"{name} in {self.path} cannot be read ({error}); remove it and resume.") from error
         if picture.size != self.size:
-            picture = picture.resize(self.size, Image.Resampling.BOX)
-        image = to_tensor(picture)[0]
-        return image.flip(2) if index >= len(self.names) else image
+            picture = ImageOps.fit(picture, self.size, Image.Resampling.BOX)
+        pixels = to_pixels(picture)
+        return pixels.flip(2) if index >= len(self.names) else pixels
 
     def _open(self, name: str) -> BytesIO | Path:
         if self.path.is_dir():
@@ -136,15 +143,41 @@ class EveryNth(Sampler[int]):
         return islice(self.order, self.first, None, self.step)
 
 
+class _Batches(Dataset):
+    """Lists of items as uint8 [n, 3, h, w], a quarter of the bytes of float32.
+
+    A picture that cannot be read gives its error: one raised in a worker would come with a traceback in its text.
+    """
+
+    def __init__(self, pictures: Pictures):
+        self.pictures = pictures
+
+    def __getitem__(self, items: list[int]) -> Tensor | TrainingError:
+        try:
+            return torch.stack([self.pictures.pixels(item) for item in items])
+        except TrainingError as error:
+            return error
+
+
 def endless_batches(
-    pictures: Pictures, batch: int, seed: int, start: int, workers: int, share: tuple[int, int] = (0, 1)
+    pictures: Pictures, batch: int, seed: int, start: int, workers: int, processes: Processes
 ) -> Iterator[Tensor]:
     """float32 [batch / count, 3, h, w] without end, continuing after `start` pictures of the order that `seed` gives.
 
-    Args: share: (rank, count) of the process, which gets every `count`-th picture of each batch.
+    Each of `count` processes gets every `count`-th picture of a batch, on its device, channels last.
+    Raises TrainingError when a picture cannot be read.
     """
-    rank, count = share
-    order = EveryNth(EndlessOrder(len(pictures), seed, start), rank, count)
-    own_random = torch.Generator()  # the loader must not draw from torch's, whose state a resumed run restores
-    size = batch // count
-    return iter(DataLoader(pictures, batch_size=size, sampler=order, num_workers=workers, generator=own_random))
+    device, count = processes.device, processes.count
+    order = EveryNth(EndlessOrder(len(pictures), seed, start), processes.rank, count)
+    loader = DataLoader(
+        _Batches(pictures),
+        batch_size=None,  # the sampler makes the batches
+        sampler=BatchSampler(order, batch // count, drop_last=True),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # the loader must not draw from torch's, whose state a resumed run restores
+    )
+    for pixels in loader:
+        if isinstance(pixels, TrainingError):
+            raise pixels
+        yield from_pixels(pixels.to(device, non_blocking=True, memory_format=torch.channels_last))

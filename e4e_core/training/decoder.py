@@ -135,9 +135,10 @@ class LearningDecoder:
     def finish_gradients(self, reals: Tensor, penalize: bool) -> None:
         """Before the optimizers' step: R1 on `reals` float [n, 3, R, R] if it is due, and the mean over processes."""
         if penalize:
-            weight = self.config.decoder_r1 / 2 * self.config.r1_every
+            weight = self.config.decoder_r1 / 2 * self.config.r1_every / self.config.accumulate
             self.discriminator.requires_grad_(True)
-            self.precision.backward(weight * gradient_penalty(self.discriminator, reals))
+            for part in reals.chunk(self.config.accumulate):
+                self.precision.backward(weight * gradient_penalty(self.discriminator, part))
             self.discriminator.requires_grad_(False)
         self.processes.average_gradients(self.generator.parameters())
         self.processes.average_gradients(self.discriminator.parameters())

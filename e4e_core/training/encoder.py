@@ -22,7 +22,7 @@ from e4e_core.training.losses import delta_penalty, feature_distance
 from e4e_core.training.perception import load_losses, published_weights
 from e4e_core.training.processes import Precision, Processes
 from e4e_core.training.report import Report
-from e4e_core.training.run import Progress, Run, Stateful
+from e4e_core.training.run import Progress, Run, Stateful, check_finite, digest
 from e4e_core.training.settings import EncoderTraining
 from errors import DownloadError, TrainingError
 
@@ -58,29 +58,28 @@ def train_encoder(config: EncoderTraining) -> Path:
     processes.check(config.batch, config.synthetic, samples, parts=config.accumulate)
     torch.manual_seed(config.seed)
     training = Training(config, processes)
-    run = Run(config.out, config, training.parts(), quiet=not processes.main)
-    run.resume()
-    processes.agree(training.progress.images)
     progress, size, aspect = training.progress, training.model.resolution, config.aspect
     pictures = Pictures(config.data, size, mirror=True, holdout=config.holdout, aspect=aspect)
-    share = (processes.rank, processes.count)
-    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers, share)
+    run = Run(config.out, config, training.parts(), training.facts, quiet=not processes.main)
+    run.resume()
+    processes.agree(progress.images, f"{training.facts} {digest(training.encoder.state_dict())}")
+    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers, processes)
     report = Report(config, training, run, pictures) if processes.main else None
     bar = tqdm(total=config.images, initial=progress.images, unit="img", smoothing=0.05, disable=not processes.main)
     while progress.images < config.images:
         step = progress.images // config.batch
-        reals = next(batches).to(processes.device, memory_format=torch.channels_last)  # [n, 3, h, w]
+        reals = next(batches)  # [n, 3, h, w]
         terms = training.step(reals, penalize=step % config.r1_every == 0)
         progress.images += config.batch
         if step % config.log_every == 0:
-            terms = {name: processes.mean(term) for name, term in terms.items()}
-            values = {name: term.item() for name, term in terms.items()}
+            values = {name: processes.mean(term).item() for name, term in terms.items()}
             bar.set_postfix({"deltas": training.encoder.num_deltas} | {k: f"{v:.3f}" for k, v in values.items()})
             if report:
                 rate = training.optimizer.param_groups[0]["lr"]
                 report.log.scalars("train", values | {"total": sum(values.values()), "rate": rate}, step)
         bar.update(config.batch)
         if progress.images % config.save_every < config.batch or progress.images >= config.images:
+            check_finite({name: processes.mean(term) for name, term in terms.items()})
             if report:
                 report.save(reals)
             processes.wait()
@@ -98,7 +97,14 @@ class Training:
         device = processes.device
         self.precision = Precision(config.precision, device)
         generator, critic = load_generator(config.generator)
-        self.losses, self.perceptual = load_losses(config)
+        with processes.main_first():
+            self.losses, self.perceptual = load_losses(config)
+            self.encoder = _encoder(config, generator.config)
+        self.facts = {  # what a stopped run must find again, and all processes alike
+            "losses": str({name: type(network).__name__ for name, (_, network) in sorted(self.losses.items())}),
+            "decoder-rate": "above 0" if config.decoder_rate else "0",
+            "weights of the generator": digest(generator.state_dict(), critic.state_dict() if critic else {}),
+        }
         for _, network in self.losses.values():
             network.to(device)
         if critic is None and (self.perceptual or config.decoder_rate):
@@ -107,7 +113,7 @@ class Training:
             raise TrainingError("A learning generator needs square pictures; use --decoder-rate 0 or --aspect 1 1.")
         self.generator = generator.to(device).eval().requires_grad_(False)
         self.critic = critic and critic.to(device, memory_format=torch.channels_last).requires_grad_(False)
-        self.encoder = _encoder(config, generator.config).to(device, memory_format=torch.channels_last)
+        self.encoder.to(device, memory_format=torch.channels_last)
         center, self.first_deltas = generator.mean_latent(), 0
         if config.start is not None:
             center, self.first_deltas = start_from(config.start, self.encoder)

@@ -8,17 +8,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from e4e_core.formats import read_folder
-from e4e_core.images import to_sheet
+from e4e_core.images import in_square, to_sheet
 from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.stylegan2 import Generator, GeneratorConfig, NoiseInjection
 from e4e_core.training.augment import Augment
 from e4e_core.training.data import Pictures, endless_batches
 from e4e_core.training.losses import PathLength, discriminator_loss, gradient_penalty, non_saturating
 from e4e_core.training.processes import Precision, Processes
-from e4e_core.training.run import Log, Progress, Run, Stateful, load_state, replacing
+from e4e_core.training.run import Log, Progress, Run, Stateful, check_finite, digest, load_state, replacing
 from e4e_core.training.settings import GeneratorTraining
 from errors import TrainingError
 
@@ -27,6 +28,7 @@ __all__ = [
     "blend",
     "draw_codes",
     "export_generator",
+    "for_sheet",
     "load_generator",
     "sample",
     "train_generator",
@@ -34,6 +36,7 @@ __all__ = [
 
 DISCRIMINATOR = "discriminator.safetensors"  # beside a model: the critic its generator was trained with
 AT_ONCE = 8  # pictures of a sheet rendered together: 64 of 1024 px would fill a GPU
+SHEET_SIDE = 256  # px of a picture in it, at most
 PATH_EVERY = 4  # steps between path-length regularisations
 
 
@@ -42,21 +45,21 @@ def train_generator(config: GeneratorTraining) -> Path:
     processes = Processes(config.device)
     processes.check(config.batch, config.batch // 2 if config.path_length else config.batch, parts=config.accumulate)
     torch.manual_seed(config.seed)
-    pictures = Pictures(config.data, config.resolution, mirror=True)
+    pictures = Pictures(config.data, config.resolution, mirror=True, aspect=config.aspect)
     training = Training(config, processes)
     run = Run(config.out, config, training.parts(), quiet=not processes.main)
     run.resume()
-    processes.agree(training.progress.images)
+    networks = (training.generator, training.discriminator)
+    processes.agree(training.progress.images, digest(*(network.state_dict() for network in networks)))
     training.settle()
     progress, average = training.progress, training.average
-    share = (processes.rank, processes.count)
-    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers, share)
+    batches = endless_batches(pictures, config.batch, config.seed, progress.images, config.workers, processes)
     sample_z = torch.randn(64, config.latent_dim, generator=torch.Generator().manual_seed(1)).to(processes.device)
     log = Log(config.out, progress.images // config.batch) if processes.main else None
     bar = tqdm(total=config.images, initial=progress.images, unit="img", smoothing=0.05, disable=not processes.main)
     while progress.images < config.images:
         step = progress.images // config.batch
-        losses = training.step(next(batches).to(processes.device, memory_format=torch.channels_last), step)
+        losses = training.step(in_square(next(batches)), step)
         progress.images += config.batch
         half_life = min(config.ema_images, progress.images / 10)
         blend(average, training.generator, 0.5 ** (config.batch / half_life))
@@ -67,9 +70,10 @@ def train_generator(config: GeneratorTraining) -> Path:
                 log.scalars("train", values | {"augment": training.augment.probability}, step)
         bar.update(config.batch)
         if progress.images % config.save_every < config.batch or progress.images >= config.images:
+            check_finite({name: processes.mean(loss) for name, loss in losses.items()})
             if log:
                 run.save()
-                sheet = to_sheet(sample(average, sample_z, truncation=0.7), columns=8)
+                sheet = to_sheet(for_sheet(sample(average, sample_z, truncation=0.7)), columns=8)
                 run.save_sheet("samples", sheet, progress.images)
                 log.picture("samples", sheet, step)
             processes.wait()
@@ -222,6 +226,11 @@ def sample(generator: Generator, z: Tensor, truncation: float) -> Tensor:
     w = center + truncation * (generator.map(z) - center)  # [n, D]
     codes = w[:, None].expand(-1, generator.config.num_layers, -1)
     return torch.cat([generator(few).cpu() for few in codes.split(AT_ONCE)])
+
+
+def for_sheet(images: Tensor) -> Tensor:
+    """[n, 3, h, w] on any device -> on the CPU, averaged until no wider than SHEET_SIDE."""
+    return F.avg_pool2d(images, -(-images.shape[3] // SHEET_SIDE)).cpu()
 
 
 def load_generator(path: Path) -> tuple[Generator, Discriminator | None]:

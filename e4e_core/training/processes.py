@@ -6,8 +6,10 @@ processes compute what one would, up to rounding; and one saved random state res
 networks draw themselves (noise maps, augmentation) is the same in all processes, instead of new for each sample.
 """
 
+import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +50,33 @@ class Processes:
                 f"{self.count} processes cannot share batches of {sizes} in {parts} parts; use multiples of {shares}."
             )
 
-    def agree(self, images: int) -> None:
-        """Raises TrainingError unless all processes go on after as many pictures."""
-        counts = self.gather(torch.tensor([images], device=self.device)).tolist()
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The others do this after the main process, and find what it has downloaded."""
+        if not self.main:
+            self.wait()
+        try:
+            yield
+        finally:
+            if self.main:
+                self.wait()
+
+    def agree(self, images: int, facts: str = "") -> None:
+        """Raises TrainingError unless all processes go on after as many pictures, and say the same of their networks.
+
+        Args: facts: names of the losses, digests of weights.
+        """
+        mark = int(hashlib.sha256(facts.encode()).hexdigest()[:15], 16)
+        counts, marks = self.gather(torch.tensor([[images, mark]], device=self.device)).T.tolist()
         if len(set(counts)) > 1:
             raise TrainingError(
                 f"The processes would go on after {', '.join(map(str, counts))} pictures: they do not read the same "
                 "state. Let --out be a folder that all machines share, or copy its state.pt to each of them."
+            )
+        if len(set(marks)) > 1:
+            raise TrainingError(
+                f"The processes would train different networks (this one: {facts}). Let all machines have the same "
+                "files: --generator, --start, and what checkpoints/networks.toml names."
             )
 
     def share(self, batch: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -13,11 +14,12 @@ from tqdm import tqdm
 from e4e_core.checkpoints import save_model
 from e4e_core.images import to_sheet
 from e4e_core.training.data import Pictures
-from e4e_core.training.generator import DISCRIMINATOR, sample
+from e4e_core.training.generator import DISCRIMINATOR, for_sheet, sample
 from e4e_core.training.perception import DlibIdentity, dlib_weights
 from e4e_core.training.run import Log, Run, replacing
 from e4e_core.training.settings import EncoderTraining
-from e4e_core.training.validation import BATCH, Validation, measuring
+from e4e_core.training.validation import BATCH, PICTURES, Validation, measuring
+from errors import TrainingError
 
 if TYPE_CHECKING:
     from e4e_core.training.encoder import Training
@@ -31,16 +33,20 @@ class Report:
     def __init__(self, config: EncoderTraining, training: "Training", run: Run, pictures: Pictures):
         self.config, self.training, self.run, self.pictures = config, training, run, pictures
         self.log = Log(config.out, training.progress.images // config.batch)
-        directions = load_file(config.directions) if config.directions else {}
+        shape = (training.model.num_layers, training.model.latent_dim)
+        directions = read_directions(config.directions, shape) if config.directions else {}
         self.edits = list(directions.values())
         size = training.model.resolution
         held, faces = [], None
         if config.holdout:
             held = Pictures(config.data, size, holdout=config.holdout, held=True, aspect=config.aspect)
+            for index in range(min(len(held), PICTURES)):
+                held.pixels(index)  # one that cannot be read is named now, and not after hours
             if config.template is not None:
                 faces = DlibIdentity(dlib_weights(), config.template).to(training.model.device).embed
         invert, render, distances = training.invert, training.render, training.distances
-        self.validation = Validation(held, invert, render, distances, faces, directions)
+        learning = ["perc"] if training.decoder else []  # the discriminator learns beside the generator
+        self.validation = Validation(held, invert, render, distances, faces, directions, learning)
         dim = training.model.latent_dim
         self.sample_z = torch.randn(32, dim, generator=torch.Generator().manual_seed(1))
 
@@ -67,7 +73,7 @@ class Report:
             self.log.picture("inversions", sheet, step)
             if training.decoder:
                 drawn = sample(training.model.decoder, self.sample_z.to(training.model.device), truncation=1.0)
-                sheet = to_sheet(drawn, columns=8)
+                sheet = to_sheet(for_sheet(drawn), columns=8)
                 self.run.save_sheet("samples", sheet, images)
                 self.log.picture("samples", sheet, step)
 
@@ -102,3 +108,18 @@ class Report:
             yield
         finally:
             training.model.decoder = training.generator
+
+
+def read_directions(file: Path, shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Name -> direction float [L, D]. Raises TrainingError when one cannot be read or has another shape than (L, D)."""
+    try:
+        directions = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{file} cannot be read as directions ({error}); check --directions.") from error
+    for name, direction in directions.items():
+        if tuple(direction.shape) != shape:
+            raise TrainingError(
+                f"{name} in {file} has the shape {list(direction.shape)}, not this generator's {list(shape)}; give "
+                "--directions found with this generator, or none."
+            )
+    return directions

@@ -1,5 +1,6 @@
 """One run of a training: everything that must survive a stop, saved and restored together, and what it reports."""
 
+import hashlib
 import json
 import math
 import os
@@ -13,8 +14,15 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from torch import Tensor
 
 from errors import TrainingError
+
+# Settings that a stopped run may go on with, changed; of a generator its weights count.
+CHANGEABLE = {
+    *("out", "generator", "directions", "images", "learning_rate", "discriminator_rate", "decoder_rate"),
+    *("save_every", "log_every", "workers", "device", "precision", "accumulate", "compile"),
+}
 
 
 @contextmanager
@@ -69,17 +77,24 @@ class Progress:
 
 
 class Run:
-    """A folder with `state.pt`: the named parts' states, the random state and the settings (also `settings.json`)."""
+    """A folder with `state.pt`: the named parts' states, the random state and the settings (also `settings.json`).
 
-    def __init__(self, folder: str | Path, settings: Any, parts: dict[str, Stateful], quiet: bool = False):
+    Args: facts: name -> what else must not change while the run is stopped.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Any,
+        parts: dict[str, Stateful],
+        facts: Mapping[str, str] | None = None,
+        quiet: bool = False,
+    ):
         self.folder = Path(folder)
         self.settings = settings
         self.parts = parts
-        if not quiet:
-            text = json.dumps({"training": type(settings).__name__} | asdict(settings), indent=2, default=str)
-            print(text)
-            with replacing(self.folder / "settings.json") as part:
-                part.write_text(text + "\n", encoding="utf-8")
+        self.facts = dict(facts or {})
+        self.quiet = quiet
 
     @property
     def file(self) -> Path:
@@ -91,7 +106,8 @@ class Run:
         state["random"] = torch.get_rng_state()
         if torch.cuda.is_available():
             state["random_cuda"] = torch.cuda.get_rng_state()
-        state["settings"] = {key: str(value) for key, value in asdict(self.settings).items()}
+        state["settings"] = self._settings()
+        state["facts"] = self.facts
         with replacing(self.file) as part:
             torch.save(state, part)
 
@@ -100,11 +116,32 @@ class Run:
         with replacing(self.folder / f"{name}_{images:07d}.png") as part:
             sheet.save(part, "PNG")
 
-    def resume(self) -> bool:
-        """Restore the saved state if there is one; says whether there was. Raises TrainingError if it does not fit."""
-        if not self.file.exists():
-            return False
-        state = load_state(self.file)
+    def resume(self) -> None:
+        """Restore the saved state if there is one, but with the settings' learning rates; then keep the settings.
+
+        Raises TrainingError if the state does not fit or the run was started with others than CHANGEABLE allows.
+        """
+        if self.file.exists():
+            self._restore(load_state(self.file))
+        if not self.quiet:
+            text = json.dumps({"training": type(self.settings).__name__} | asdict(self.settings), indent=2, default=str)
+            print(text)
+            with replacing(self.folder / "settings.json") as part:
+                part.write_text(text + "\n", encoding="utf-8")
+            if self.parts["progress"].images >= self.settings.images:
+                print(f"The run in {self.folder} was finished before; give it more --images to go on.")
+
+    def _settings(self) -> dict[str, str]:
+        return {key: str(value) for key, value in asdict(self.settings).items()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        then, now = state["settings"] | state.get("facts", {}), self._settings() | self.facts
+        for name in sorted((then.keys() & now.keys()) - CHANGEABLE):  # older runs lack the newer settings
+            if os.path.abspath(then[name]) != os.path.abspath(now[name]):  # a path may be written in two ways
+                raise TrainingError(
+                    f"The run in {self.folder} was started with {name.replace('_', '-')} {then[name]}, not "
+                    f"{now[name]}; use another --out, or what it was started with."
+                )
         for name, part in self.parts.items():
             try:
                 part.load_state_dict(state[name])
@@ -113,10 +150,31 @@ class Run:
                     f"{self.file} does not fit these settings ({name}: {error}); "
                     "use another --out, or the settings this run was started with."
                 ) from error
+            if isinstance(part, torch.optim.Optimizer):
+                for group in part.param_groups:
+                    group["lr"] = part.defaults["lr"]
         torch.set_rng_state(state["random"])
         if "random_cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["random_cuda"])
-        return True
+
+
+def digest(*states: Mapping[str, Tensor]) -> str:
+    """What tells networks with other weights apart."""
+    whole = hashlib.sha256()
+    for state in states:
+        for name, tensor in state.items():
+            whole.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()[:12]
+
+
+def check_finite(terms: Mapping[str, Tensor]) -> None:
+    """Raises TrainingError, before the last state is replaced, if a loss is infinite or not a number."""
+    for name, term in terms.items():
+        if not torch.isfinite(term).all():
+            raise TrainingError(
+                f"The training has diverged: {name} is {term.item()}. Lower the learning rate and start again; "
+                "the last state is kept."
+            )
 
 
 def load_state(file: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ class GeneratorTraining:
     """Side of the pictures in pixels, a power of two from 32 to 1024."""
     channels: tuple[int, ...] = (192, 192, 128, 64, 32)
     """Widths at 4, 8, … resolution pixels."""
+    aspect: tuple[int, int] = (1, 1)
+    """(width, height) ratio of the pictures; wide ones lie in the middle rows of a black square."""
     latent_dim: int = 128
     """Width of z and w."""
     mapping_layers: int = 6
@@ -184,6 +186,7 @@ class DomainTraining(EncoderTraining):
     progressive_every: int = 16_000
     template: tuple[float, float] | None = None
     workers: int = 4
+    save_every: int = 80_000
 
 
 @dataclass(frozen=True)

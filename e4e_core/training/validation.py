@@ -1,6 +1,6 @@
 """How well an encoder does on pictures it was never shown; measuring changes nothing of the run."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from e4e_core.metrics.edits import consistency
 from e4e_core.models.e4e import E4E
 from e4e_core.training.data import Pictures
-from e4e_core.training.generator import AT_ONCE
+from e4e_core.training.generator import AT_ONCE, for_sheet
 
 PICTURES = 256  # at most, held out, for each measurement
 BATCH = 16
@@ -39,6 +39,7 @@ class Validation:
         distances: (images, targets) -> named distances, weighted as in the training.
         faces: float [n, 3, h, w] -> embeddings [n, d] that identify a person; None where there are no faces.
         directions: name -> float [L, D], of which LEC is measured.
+        unscored: names of distances that have no part in the score, because what measures them learns, too.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class Validation:
         distances: Callable[[Tensor, Tensor], dict[str, Tensor]],
         faces: Callable[[Tensor], Tensor] | None,
         directions: Mapping[str, Tensor],
+        unscored: Collection[str] = (),
     ):
         self.pictures = pictures
         self.invert, self.render, self.distances = invert, render, distances
-        self.faces, self.directions = faces, directions
+        self.faces, self.directions, self.unscored = faces, directions, unscored
 
     def batches(self, model: E4E) -> Iterator[Tensor]:
         """The pictures, float [≤ BATCH, 3, h, w], on the model's device."""
@@ -62,7 +64,7 @@ class Validation:
             yield torch.stack(batch).to(model.device)
 
     def measure(self, model: E4E) -> dict[str, float]:
-        """Each distance, their sum `score` (lower is better), and what has no part in it.
+        """Each distance, the sum `score` of those by fixed measures (lower is better), and what has no part in it.
 
         `psnr` is in dB. `face` is the distance of dlib's embeddings, below 0.6 for most pairs of pictures of one
         person. `offset` is the mean length of the offsets. `known_w` is the root mean square difference between the
@@ -83,7 +85,7 @@ class Validation:
                 distances = self.distances(made, reals)
                 for name, value in distances.items():
                     add(name, value, n)
-                add("score", sum(distances.values()), n)
+                add("score", sum(value for name, value in distances.items() if name not in self.unscored), n)
                 add("psnr", peak_signal_noise_ratio(made.clamp(-1, 1), reals, data_range=2.0, dim=(1, 2, 3)), n)
                 if self.faces:
                     add("face", (self.faces(made) - self.faces(reals)).norm(dim=1).mean(), n)
@@ -101,12 +103,12 @@ class Validation:
         """[n, 3, h, w] -> [n · (2 + edits), 3, h, w]: each picture, its inversion, and the inversion's edits.
 
         Args: edits: directions float [L, D], shown at strength 2.
-        Returns: on the CPU, a few rendered at a time.
+        Returns: on the CPU, a few rendered at a time, no wider than SHEET_SIDE.
         """
         rows = []
         with measuring(model):
             for few in reals.split(AT_ONCE):
                 codes = self.invert(few)
                 shown = [few, self.render(codes), *(self.render(codes + 2 * d.to(codes)) for d in edits)]
-                rows.append(torch.stack(shown, 1).flatten(0, 1).cpu())
+                rows.append(for_sheet(torch.stack(shown, 1).flatten(0, 1)))
         return torch.cat(rows)
