@@ -287,7 +287,7 @@ class Studio:
     def describe(
         self,
         visit: Visit,
-        words: tuple[str, str],
+        words: Sequence[str],
         loading: Callable[[int, int], None],
         progress: Callable[[int, int], None],
         cancelled: Callable[[], bool],
@@ -297,7 +297,7 @@ class Studio:
         Args: loading: called with bytes, as in `load_model`, while CLIP's weights are fetched.
         Where a GPU is lent by the call, nobody is told of the progress, and cancelling waits for the end.
         """
-        editor = self.editor(visit.model)
+        editor, words = self.editor(visit.model), text.as_descriptions(*words)
         if self._clip is None:
             self._clip = text.load_clip(editor.model.device, loading)
         return self._describe(visit.model, words, *((progress, cancelled) if self.live else ()))
@@ -446,7 +446,7 @@ class Studio:
         improve = tune_generator if tune else refine_codes
         return improve(self._editors[name], session, *watch, seconds=seconds)
 
-    def _describe(self, name: str, words: tuple[str, str], *watch: Callable) -> Direction | None:
+    def _describe(self, name: str, words: Sequence[str], *watch: Callable) -> Direction | None:
         target, neutral = words
         return text.describe(self._editors[name], self._clip, target, neutral, text.CHANNELS, *watch)
 

@@ -18,6 +18,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from e4e_core.checkpoints import export_published, load_model, save_model
@@ -40,6 +42,7 @@ from e4e_core.training.generator import (
 )
 from e4e_core.training.latents import CodePool
 from e4e_core.training.losses import energy_distance, gradient_penalty
+from e4e_core.training.perception import DlibIdentity
 from e4e_core.training.processes import Processes
 from e4e_core.training.run import Log, Run, load_state
 from e4e_core.training.settings import PRESETS, FacesTraining
@@ -305,15 +308,26 @@ def recorded(train: Callable[[T], Path], settings: T, die_at: int | None = None)
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"decoder_rate": 1e-2, "samples": 4}, {"optimizer": "ranger", "kind": "w", "batch": 1, "synthetic": 0}],
+    [
+        {},
+        {"decoder_rate": 1e-2, "samples": 4, "projected": 0.5},
+        {"optimizer": "ranger", "kind": "w", "batch": 1, "synthetic": 0},
+    ],
     ids=["frozen", "learning-decoder", "ranger-batch-1"],
 )
 def test_a_killed_encoder_run_continues_as_if_it_had_not_stopped(
     options: dict, blobs: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(decoder, "SETTLING_STEPS", 5)
+    monkeypatch.setattr(DlibIdentity, "features", quick_features)
     settings = encoder_settings(blobs, small_run, tmp_path, images=100)
     assert_goes_on(train_encoder, replace(settings, holdout=2, progressive_every=16, **options), tmp_path)
+
+
+def quick_features(_: DlibIdentity, chips: Tensor) -> list[Tensor]:
+    """Features as large as those of dlib's network."""
+    sizes = zip(DlibIdentity.WIDTHS, (35, 17, 8, 2), strict=True)
+    return [F.adaptive_avg_pool2d(chips, side).repeat(1, width, 1, 1)[:, :width] for width, side in sizes]
 
 
 def test_a_killed_generator_run_continues_as_if_it_had_not_stopped(blobs: Path, tmp_path: Path):
@@ -544,7 +558,7 @@ def test_two_processes_have_the_losses_of_one(which: str, blobs: Path, small_run
     if which == "encoder":
         train = train_encoder
         settings = encoder_settings(blobs, small_run, tmp_path / "one", images=32)
-        settings = replace(settings, batch=8, samples=8, decoder_rate=1e-3, holdout=2)
+        settings = replace(settings, batch=8, samples=8, decoder_rate=1e-3, projected=0.5, holdout=2)
     else:
         train, settings = train_generator, generator_settings(blobs, tmp_path / "one", images=32)
         settings = replace(settings, batch=8, noise=False)
@@ -781,7 +795,7 @@ def test_float16_and_batches_in_parts_train(kind: str, blobs: Path, small_run: P
         train_generator(replace(generator_settings(blobs, tmp_path, images=16), **changes))
         network = "g"
     else:
-        changes |= {"decoder_rate": 1e-3, "samples": 4}
+        changes |= {"decoder_rate": 1e-3, "samples": 4, "projected": 0.5}
         train_encoder(replace(encoder_settings(blobs, small_run, tmp_path, images=16), **changes))
         network = "encoder"
     state = load_state(tmp_path / "state.pt")

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from e4e_core.models.ops import EPSILON, BiasLeakyReLU, Blur, EqualConv2d, EqualLinear
 
@@ -75,6 +76,30 @@ class Discriminator(nn.Module):
         x = torch.cat([x, _stddev_channel(x)], 1)  # [n, c+1, 4, 4]
         x = self.final_conv(x).flatten(1).float()  # [n, c*16]
         return self.final_linear(x).squeeze(1)
+
+
+class ProjectedDiscriminator(nn.Module):
+    """Judges pictures by what a frozen network sees in them (Sauer et al. 2021): small heads on its feature maps.
+
+    Args: channels: of each map.
+    """
+
+    def __init__(self, channels: tuple[int, ...], width: int = 64):
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                spectral_norm(nn.Conv2d(depth, width, 1)),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(width, width, 3, padding=1)),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(width, 1, 1)),
+            )
+            for depth in channels
+        )
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """[n, c, h, w] of every depth -> logits [n, 1, h, w] of every depth, high where they are taken for real."""
+        return [head(x) for head, x in zip(self.heads, maps, strict=True)]
 
 
 def _stddev_channel(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from errors import E4EError
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model as one .pt file in the published e4e layout, for ReStyle, StyleCLIP, JoJoGAN and others."""
+    """Write a model as one .pt file in the published e4e layout; of the published sizes, others can read it, too."""
 
     model: tyro.conf.Positional[str]
     """A name from the registry, a model folder such as RUN/model, or a .pt file."""

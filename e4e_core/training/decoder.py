@@ -12,6 +12,7 @@ from e4e_core.training.generator import blend
 from e4e_core.training.latents import RecentCodes
 from e4e_core.training.losses import discriminator_loss, energy_distance, gradient_penalty, non_saturating
 from e4e_core.training.processes import Precision, Processes
+from e4e_core.training.projected import FaceCritic
 from e4e_core.training.run import Stateful
 from e4e_core.training.settings import EncoderTraining
 
@@ -26,12 +27,13 @@ MAPPING_RATE = 20  # times the other layers' learning rate, because its weights 
 class LearningDecoder:
     """A generator that learns beside its encoder: to show the inverted photos, and to stay a generator.
 
-    It is trained on the encoder's reconstruction terms and on the non-saturating loss of inversions and samples; its
-    mapping network only to make codes like the w of photos. Half of the photos are shown by their w alone, so that
-    the generator knows W as well as W^k.
+    It is trained on the encoder's reconstruction terms and on the non-saturating loss of inversions and samples, by one
+    discriminator or by two; its mapping network only to make codes like the w of photos. Half of the photos are shown
+    by their w alone, so that the generator knows W as well as W^k.
 
     Attributes:
         generator, discriminator: the networks that learn.
+        face_critic: the second discriminator, if there is one.
         average: the generator's moving average, the one that is saved.
     """
 
@@ -57,11 +59,12 @@ class LearningDecoder:
         self.g_optimizer = torch.optim.Adam(groups, rate, betas)
         self.d_optimizer = torch.optim.Adam(discriminator.parameters(), rate, betas)
         self._rates = [rate, MAPPING_RATE * rate, rate]
+        self.face_critic = FaceCritic(config, processes, precision) if config.projected else None
         self.recent = RecentCodes(RECENT)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        return [self.g_optimizer, self.d_optimizer]
+        return [self.g_optimizer, self.d_optimizer, *([self.face_critic.optimizer] if self.face_critic else [])]
 
     def parts(self) -> dict[str, Stateful]:
         """What a stopped run needs of it."""
@@ -72,6 +75,7 @@ class LearningDecoder:
             "g_optim": self.g_optimizer,
             "d_optim": self.d_optimizer,
             "recent": self.recent,
+            **(self.face_critic.parts() if self.face_critic else {}),
         }
 
     def half_in_w(self, codes: Tensor) -> Tensor:
@@ -142,6 +146,8 @@ class LearningDecoder:
             self.discriminator.requires_grad_(False)
         self.processes.average_gradients(self.generator.parameters())
         self.processes.average_gradients(self.discriminator.parameters())
+        if self.face_critic:
+            self.face_critic.average_gradients()
 
     def follow(self) -> None:
         """After the optimizers' step: the generator's average."""
@@ -149,6 +155,8 @@ class LearningDecoder:
 
     def set_rates(self, share: float) -> None:
         """Let everything here learn at this share of its first rate."""
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        groups = [*self.g_optimizer.param_groups, *self.d_optimizer.param_groups]
         for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = share * rate
+        if self.face_critic:
+            self.face_critic.set_rate(share)

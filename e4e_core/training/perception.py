@@ -120,6 +120,7 @@ class DlibIdentity(nn.Module):
     """
 
     MEAN = (122.782, 117.001, 104.298)  # of 255
+    WIDTHS = (32, 64, 128, 256)  # of its `features`
     DOWN = (3, 7, 10, 13)  # the blocks that halve the picture
     SIDE = 150  # px
     REACH = 0.68  # side of the face's square, in sides of an FFHQ crop; measured on aligned photos, as is its middle
@@ -137,15 +138,23 @@ class DlibIdentity(nn.Module):
             self.square = (0.5 - side / 2, middle - side / 2, side)
 
     def embed(self, images: Tensor) -> Tensor:
-        """float [n, 3, s, s] -> float [n, 128]. Beyond the picture its edge goes on."""
+        """float [n, 3, s, s] -> float [n, 128]."""
+        return self.describe(self.chips(images))
+
+    def chips(self, images: Tensor) -> Tensor:
+        """float [n, 3, s, s] -> the faces cut out, [n, 3, 150, 150]. Beyond the picture its edge goes on."""
         s = images.shape[3]
         left, top, side = (round(part * s) for part in self.square)
         pad = max(0, -left, -top, left + side - s, top + side - s)
         padded = F.pad(images, (pad,) * 4, "replicate")
-        return self.describe(fit(padded[:, :, pad + top :, pad + left :][:, :, :side, :side], self.SIDE))
+        return fit(padded[:, :, pad + top :, pad + left :][:, :, :side, :side], self.SIDE)
 
     def describe(self, chips: Tensor) -> Tensor:
         """Faces cut out as dlib does, float [n, 3, 150, 150], -> float [n, 128]."""
+        return self.features(chips)[-1].mean((2, 3)) @ self.get_buffer("weight58").view(-1, 128)
+
+    def features(self, chips: Tensor) -> list[Tensor]:
+        """What it sees in `chips`: [n, 32, 35, 35], [n, 64, 17, 17], [n, 128, 8, 8] and [n, 256, 2, 2]."""
         weights = iter(self.buffers())
 
         def convolve(x: Tensor, size: int, stride: int) -> Tensor:
@@ -158,11 +167,14 @@ class DlibIdentity(nn.Module):
 
         mean = torch.tensor(self.MEAN, device=chips.device)[:, None, None]
         x = F.max_pool2d(convolve(((chips + 1) * 127.5 - mean) / 256, 7, 2).relu(), 3, 2)
+        maps = []
         for block in range(14):
             halves = block in self.DOWN
+            if halves:
+                maps.append(x)
             y = convolve(convolve(x, 3, 2 if halves else 1).relu(), 3, 1)
             x = _add(y, F.avg_pool2d(x, 2) if halves else x).relu()
-        return x.mean((2, 3)) @ next(weights).view(-1, 128)
+        return [*maps[:3], x]
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():

@@ -132,6 +132,8 @@ class EncoderTraining:
     """Random codes per step that keep a learning generator a generator."""
     realism: float = 0.1
     """Weight of a learning generator's non-saturating loss, on inversions and on samples."""
+    projected: float = 0.0
+    """Weight of the same by a second discriminator, which sees faces as dlib's network does (Sauer et al. 2021)."""
     match: float = 1.0
     """Weight of the energy distance between a learning generator's mapped codes and the w of photos."""
     decoder_r1: float = 0.1
