@@ -132,7 +132,7 @@ def test_the_repository_is_a_space(zero_gpu, model_folder, tmp_path):
     text = log.read_text()
     assert "Traceback" not in text, text
     assert not [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
-    assert [name in text for name in ("on the GPU: encode", "on the GPU: draw", "on the GPU: lay")] == [zero_gpu] * 3
+    assert [name in text for name in ("on the GPU: _encode", "on the GPU: _draw", "on the GPU: _lay")] == [zero_gpu] * 3
 
 
 def test_the_docker_image_holds_all_that_the_page_imports():
