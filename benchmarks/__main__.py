@@ -1,7 +1,7 @@
 """How fast is it here? One table of figures beside their goals; markdown on stdout, json in a file.
 
     python -m benchmarks            everything a CPU can measure
-    python -m benchmarks --quick    fewer repetitions, without the plain operators
+    python -m benchmarks --quick    in two minutes: fewer repetitions, without a folder and what has no goal at 1024²
     python -m benchmarks --profile  also where the time goes: by operator, and each layer of the 1024² picture both ways
 
 A time is the shortest of a few. So that it means the same on every machine it is also a multiple of the roofline:
@@ -104,7 +104,7 @@ class Roofline:
         """What a function takes, against what its FLOPs would at the rate of the moment."""
         function()
         taken, multiples = [], []
-        for _ in range(repeats + 2):
+        for _ in range(repeats + 1):
             seconds, own = timed(self.product), timed(function)
             taken.append(own)
             multiples.append(own / (flop * seconds / (2 * 4096**3)))
@@ -148,7 +148,7 @@ def published_rows(model: E4E, kit, roofline: Roofline, repeats: int, quick: boo
         return renderer.render(edited, size, session)
 
     fine_edit(None)
-    for size in (None, 256):
+    for size in (256,) if quick else (None, 256):
         name = f"edit of layers ≥ 8, {size or 1024}²"
         rows.append(row(name, lambda size=size: fine_edit(size), RENDER_FLOP, None))
     rows.append(row("encode 256²", lambda: model.invert(image), ENCODE_FLOP, 0.48 if half else 1.0))
@@ -177,11 +177,13 @@ def difference(picture: torch.Tensor, expected: torch.Tensor) -> tuple[float, fl
     return error, float(10 * torch.log10(peak**2 / (picture - expected).square().mean()))
 
 
-def loading_rows(folder: Path, checkpoint: Path, weights: int) -> list[Row]:
+def loading_rows(folder: Path, checkpoint: Path, weights: int, repeats: int) -> list[Row]:
+    """The files were just written: they are in the disk's cache."""
+
     def child(setup: str, load: str) -> tuple[float, float]:
         command = [sys.executable, "-c", LOADING.format(setup=setup, load=load), str(checkpoint), str(folder)]
         answers = []
-        for _ in range(2):  # the first warms the disk's cache
+        for _ in range(repeats):
             done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
             answers.append([float(word) for word in done.stdout.split()])
         return min(a[0] for a in answers), max(a[1] for a in answers)
@@ -200,7 +202,7 @@ def loading_rows(folder: Path, checkpoint: Path, weights: int) -> list[Row]:
 
 
 def demo_rows(repeats: int) -> list[Row]:
-    """The embedded model: a photo of 12 megapixels, and many photos."""
+    """The embedded model: a photo of 12 megapixels."""
     from page.parts import data_url
 
     editor = Editor(load_model("demo", "cpu"))
@@ -217,7 +219,6 @@ def demo_rows(repeats: int) -> list[Row]:
     return [
         Row("12 megapixels, file to first JPEG, demo model", "≤ 1.5 s", f"{first:.2f} s", first <= 1.5),
         Row("12 megapixels, detection + landmarks", "≤ 0.3 s", f"{search:.2f} s", search <= 0.3),
-        folder_row(repeats),
     ]
 
 
@@ -248,7 +249,7 @@ def browser_rows(folder: Path, repeats: int) -> list[Row]:
         median, late = np.percentile(frames, [50, 95])
         with browser.served(str(folder)) as page:
             browser.upload(page, ROOT / "examples" / "astronaut.png")
-            previews, pictures = browser.moves(page, "#fidelity", np.linspace(0.9, 0.1, 2 + 2 * repeats), 1024)
+            previews, pictures = browser.moves(page, "#fidelity", np.linspace(0.9, 0.1, 1 + 2 * repeats), 1024)
     preview, full = np.median(previews), np.median(pictures)
     return [
         Row(
@@ -409,7 +410,7 @@ def measure(quick: bool, profile: bool) -> tuple[list[Row], list[str], float]:
             expected = model.synthesize(kit.make_codes("ffhq1024", 0))
         save_model(model, folder)
         del model, content
-        loading = loading_rows(folder, checkpoint, weights)
+        loading = loading_rows(folder, checkpoint, weights, repeats)
         model = load_model(folder, "cpu")
         rows = published_rows(model, kit, roofline, repeats, quick)
         rows += [same_picture(model, kit, expected), *loading]
@@ -418,7 +419,8 @@ def measure(quick: bool, profile: bool) -> tuple[list[Row], list[str], float]:
         del model
         gpu = gpu_rows(folder, kit, expected, repeats)
         rows += browser_rows(folder, repeats)
-    return rows + demo_rows(repeats) + gpu, profiled, roofline.rate
+    rows += demo_rows(repeats) + ([] if quick else [folder_row(repeats)])
+    return rows + gpu, profiled, roofline.rate
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
