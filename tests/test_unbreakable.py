@@ -189,7 +189,7 @@ def test_described_sliders_belong_to_their_model_and_can_be_cancelled(page, visi
 
     slider = Direction("A beard", "Text", -3, 3, torch.ones(8, 16))
     monkeypatch.setattr(page.studio, "describe", lambda visit, words, *watch: slider if words[0] else None)
-    assert page.begin_search(visit, Request)[page.described] is None  # a search that fails leaves no earlier slider behind
+    assert page.begin_search(visit, Request)[page.described] is None  # of an earlier search
     found = page.search("a beard", None, visit, Request)[page.described]
     assert found == ("tiny", slider)
     taken = page.take_slider(found, visit, Request)
