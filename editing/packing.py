@@ -1,7 +1,6 @@
 """Sliders in one file that people pass on: safetensors with the words as metadata. Nothing read from it is trusted."""
 
 import json
-from collections.abc import Mapping
 
 from safetensors.torch import load
 
@@ -14,13 +13,8 @@ LONGEST_LABEL = 40
 FARTHEST = 1e4  # no code of a model is further from 0; beyond, arithmetic overflows
 
 
-def pack(directions: Mapping[str, Direction]) -> bytes:
-    """The file, see `DirectionSet.packed`; `directions.safetensors` in a folder is one, too."""
-    return DirectionSet(directions).packed()
-
-
 def unpack(data: bytes, group: str, num_layers: int, latent_dim: int) -> DirectionSet:
-    """What `pack` or `DirectionSet.save` wrote, under one heading.
+    """What `DirectionSet.packed` made or `DirectionSet.save` wrote, under one heading.
 
     Raises: DirectionError for what these did not write, for sliders of another model, and for numbers that no slider
     has.

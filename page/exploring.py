@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from editing.packing import LONGEST_LABEL, pack
+from editing.packing import LONGEST_LABEL
 from errors import PhotoError
 from page import own
 from page.incoming import QUIETLY, number_of, uploaded_file
@@ -158,7 +158,9 @@ class Exploring(Layout):
         if not sliders:
             raise PhotoError("There are no sliders of your own yet; keep one first.")
         text = "The file holds your sliders for this model, nothing of the photo."
-        return self._download(visit, "my-sliders.safetensors", lambda path: Path(path).write_bytes(pack(sliders)), text)
+        return self._download(
+            visit, "my-sliders.safetensors", lambda path: Path(path).write_bytes(sliders.packed()), text
+        )
 
     def _with_own(self, visit: Visit, text: str) -> dict:
         return {**self._edited(visit, text), **self._banked(visit), self.own_name: ""}

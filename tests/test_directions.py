@@ -24,7 +24,7 @@ from editing.directions import (
     tomllib,
 )
 from editing.discovery import TRIED, Trial, fit_directions, range_of, read_labels
-from editing.packing import pack, unpack
+from editing.packing import unpack
 from errors import DirectionError, DownloadError, TrainingError
 
 LAYERS, WIDTH = 6, 4
@@ -172,7 +172,7 @@ def test_one_file_serves_folders_and_pages(tmp_path):
     read = unpack(file.read_bytes(), "My own", LAYERS, WIDTH)
     assert list(read) == list(random_set()) and torch.equal(read["smile"].vectors, random_set()["smile"].vectors)
     (tmp_path / "directions.json").unlink()
-    file.write_bytes(pack(dict(random_set())))
+    file.write_bytes(random_set().packed())
     loaded = DirectionSet.load(tmp_path)
     assert (loaded["smile"].label, loaded["smile"].group, loaded["smile"].low) == ("Smile", "Face", -3)
     file.write_bytes(save({"smile": torch.ones(LAYERS, WIDTH)}))

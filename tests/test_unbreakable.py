@@ -21,7 +21,6 @@ from test_editing import some_directions, tiny_model
 
 from e4e_core.checkpoints import save_model
 from editing import Direction, Editor
-from editing.packing import pack
 from errors import E4EError
 from page.incoming import FAILED
 from page.own import OWN
@@ -163,7 +162,7 @@ def test_own_sliders_come_back_from_their_file_and_belong_to_one_visit(page, vis
     moved = page.rest(page._bank(kept), page._levels(kept), kept, {"strengths": {"own-My_beard": 1.0}})[page.visit]
     assert page.studio.words(moved) == "My beard +1"
     assert [*page.studio.directions(visit)] == [*page.studio.directions(Visit("tiny"))] == ["smile", "age"]
-    (stored / "my.safetensors").write_bytes(pack(kept.own["tiny"]))
+    (stored / "my.safetensors").write_bytes(kept.own["tiny"].packed())
     again = page.load_sliders({"path": str(stored / "my.safetensors")}, Visit("tiny"))[page.visit]
     assert torch.equal(again.own["tiny"]["own-My_beard"].vectors, slider.vectors)
     gone = page.drop_component("My beard", moved)[page.visit]
