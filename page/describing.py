@@ -51,7 +51,9 @@ class Describing(Layout):
         )
         taken = [*changed, self.described_ends]
         taken_over = done.then(handle(self.take_slider), [self.described, self.visit], taken, **QUIETLY)
-        taken_over.then(handle(self.give_up_search), None, buttons, **at_once)  # whatever came of it
+        # Whatever came of it, and where the queue is full, which `then` does not follow.
+        for ended in (done.failure, taken_over.failure, taken_over.then):
+            ended(handle(self.give_up_search), None, buttons, **at_once)
         self.cancel_words.click(handle(self.cancel_search), None, [self.status, self.cancel_words], **at_once)
         shown = [self.described_ends, self.status]
         self.opened.change(handle(self.show_described), [self.described, self.visit], shown, **QUIETLY)

@@ -47,7 +47,9 @@ class Refining(Layout):
             begun = button.click(handle(self.begin_refining), [self.visit], [*buttons, self.status], **at_once)
             done = begun.then(handle(improve), [self.visit], [self.found, self.status], **own_queue)
             taken_over = done.then(handle(self.take_over), [self.found, self.visit], shown, **QUIETLY)
-            taken_over.then(handle(self.give_up), None, [self.found, *buttons], **at_once)  # whatever came of it
+            # Whatever came of it, and where the queue is full, which `then` does not follow.
+            for ended in (done.failure, taken_over.failure, taken_over.then):
+                ended(handle(self.give_up), None, [self.found, *buttons], **at_once)
         self.cancel.click(handle(self.cancel_refining), None, [self.status, self.cancel], **at_once)
         self.unrefine.click(handle(self.back_to_inversion), [self.visit], shown, **QUIETLY)
 
