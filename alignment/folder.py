@@ -1,7 +1,6 @@
 """Aligning a folder of photos in parallel; a module of its own, as worker processes cannot import a __main__."""
 
 import csv
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from errors import ModelError, NoFaceError, PhotoError
 
 from .crop import FFHQ, align
 from .landmarks import find_faces
-from .photos import SUFFIXES, open_photo
+from .photos import SUFFIXES, file_digest, open_photo
 
 REPORT = "skipped.csv"
 NOTE = "Aligned"  # the PNG text that says of which photo, and how
@@ -156,7 +155,7 @@ def align_file(photo: Path, target: Path, options: Alignment) -> str:
 def note_of(photo: Path, options: Alignment) -> str:
     """How a photo is aligned, and a digest of its file. Raises OSError if it cannot be read."""
     centre, scale = options.template
-    return f"{options.size} px, {centre:g} {scale:g}, {hashlib.sha256(photo.read_bytes()).hexdigest()[:16]}"
+    return f"{options.size} px, {centre:g} {scale:g}, {file_digest(photo)}"
 
 
 def is_there(target: Path, note: str) -> bool:

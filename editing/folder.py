@@ -21,6 +21,7 @@ import cv2
 from PIL import Image
 
 from alignment import FEATHER, Crop, CutOut, Region, cut_out, paste_back
+from alignment.photos import file_digest
 from editing.export import save_png
 from errors import PhotoError
 
@@ -93,7 +94,7 @@ def is_done(job: Job, settings: Mapping[str, Any]) -> bool:
 
 def _settings_of(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with which photo they are about, as a digest of its file. Raises OSError if it cannot be read."""
-    return {**settings, "photo": hashlib.sha256(job.photo.read_bytes()).hexdigest()[:16]}
+    return {**settings, "photo": file_digest(job.photo)}
 
 
 def fingerprint(editor: "Editor") -> str:

@@ -1,6 +1,5 @@
 """Finding new sliders: components of the model as rows of thumbnails, kept ones as sliders of this visit."""
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -158,9 +157,7 @@ class Exploring(Layout):
         if not sliders:
             raise PhotoError("There are no sliders of your own yet; keep one first.")
         text = "The file holds your sliders for this model, nothing of the photo."
-        return self._download(
-            visit, "my-sliders.safetensors", lambda path: Path(path).write_bytes(sliders.packed()), text
-        )
+        return self._download(visit, "my-sliders.safetensors", lambda path: path.write_bytes(sliders.packed()), text)
 
     def _with_own(self, visit: Visit, text: str) -> dict:
         return {**self._edited(visit, text), **self._banked(visit), self.own_name: ""}
