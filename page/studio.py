@@ -25,6 +25,7 @@ from page.presets import Edits, edits_within
 
 PREVIEW = 256  # pixels; what follows the hand where full pictures would lag behind it
 SLOW = 120  # ms; full pictures that take longer are preceded by previews
+LATE = 400  # ms; previews that would take longer have half the side
 MODELS = 3  # models kept in memory; a published one needs more than a gigabyte
 METHODS = {"GANSpace": ganspace, "SeFa": sefa}
 COMPONENTS = 40  # of each method
@@ -141,6 +142,7 @@ class Studio:
         self._loading = threading.Lock()
         self._drawing = threading.Lock()  # one picture at a time, that which follows a hand among them
         self._full_ms: dict[str, float] = {}  # what the last full picture of each model took
+        self._preview_ms: dict[str, float] = {}  # what a preview of PREVIEW pixels would take now
         self.names = tuple(dict.fromkeys([name, *registry()]))
         self.live = live
 
@@ -332,10 +334,13 @@ class Studio:
             return visit, visit.full, ""
         editor = self.editor(visit.model)
         preview = preview and self._full_ms.get(visit.model, 0) > SLOW and editor.model.resolution > PREVIEW
+        halvings = int(self._preview_ms.get(visit.model, 0) > LATE)
         start = time.perf_counter()
-        picture = self.draw(visit, visit.edits, PREVIEW if preview else None)
+        picture = self.draw(visit, visit.edits, PREVIEW >> halvings if preview else None)
         took = milliseconds(start)
-        if not preview:
+        if preview:
+            self._preview_ms[visit.model] = took * 2**halvings  # so it was measured, see benchmarks/README.md
+        else:
             self._full_ms[visit.model] = took
             visit = replace(visit, full=picture)
         return visit, picture, f"{took:.0f} ms"

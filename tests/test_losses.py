@@ -9,6 +9,7 @@ import torch
 import torchvision
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from alignment import align, find_faces
 from e4e_core import checkpoints
@@ -27,7 +28,9 @@ from e4e_core.training.losses import (
     non_saturating,
 )
 from e4e_core.training.perception import DlibIdentity, Identity, Lpips, Moco, dlib_weights, load_losses
-from e4e_core.training.settings import FacesTraining
+from e4e_core.training.processes import Precision, Processes
+from e4e_core.training.projected import FaceCritic
+from e4e_core.training.settings import EncoderTraining, FacesTraining
 from editing.attributes import _embedder
 from errors import DownloadError, ModelError
 
@@ -189,6 +192,23 @@ def test_dlibs_face_network_answers_as_dlib_does():
     assert (a.grad.abs().sum((1, 2, 3)) > 0).all()
     with pytest.raises(ModelError, match="another layout"):
         DlibIdentity(dlib_weights()[:-1])
+
+
+def test_samples_pay_what_brings_their_embeddings_nearer_to_those_of_photos():
+    """The gradient is the energy distance's, but for each sample's distance 0 from itself among the recent ones."""
+    config = EncoderTraining(data=Path("data"), generator=Path("generator"), out=Path("out"), variety=1.0)
+    processes = Processes("cpu")
+    critic = FaceCritic(config, processes, Precision("float32", processes.device))
+    random = torch.Generator().manual_seed(0)
+    inversions, photos = (torch.randn(5, 256, 2, 2, generator=random) for _ in range(2))
+    samples = torch.randn(40, 256, 2, 2, generator=random, requires_grad=True)
+    embed = critic.sight.embedding
+    (expected,) = torch.autograd.grad(
+        2 * torch.cdist(embed(samples), embed(photos)).mean() - 39 / 40 * F.pdist(embed(samples)).mean(), samples
+    )
+    (found,) = torch.autograd.grad(critic.variety([torch.cat([inversions, samples])], [photos]), samples)
+    torch.testing.assert_close(found, expected)
+    assert critic.likeness([photos] * 2, [photos] * 2).item() == 0
 
 
 def test_moco_reads_the_published_layout():

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
-from test_editing import LAYERS, WIDTH, some_directions, tiny_model
+from test_editing import LAYERS, RESOLUTION, WIDTH, some_directions, tiny_model
 
 from editing import Direction, DirectionSet, Editor
 from editing.animation import FRAMES, save_film
 from editing.mixing import Mix
 from errors import DirectionError, PhotoError
+from page import studio as studio_module
 from page.sheets import MORPH, film
 from page.studio import Studio, Visit
 
@@ -149,3 +150,20 @@ def test_without_a_working_ffmpeg_a_sentence_offers_gif(studio, visit, tmp_path,
     monkeypatch.setattr("imageio_ffmpeg._utils._get_ffmpeg_exe", lambda: None)
     with pytest.raises(PhotoError, match="no ffmpeg on this machine, which MP4 films need; choose GIF"):
         save_film(film(studio, visit, "smile", False, 512), tmp_path / "smile.mp4")
+
+
+# Previews
+
+
+def test_previews_that_would_come_too_late_have_half_the_side(visit, monkeypatch):
+    studio = Studio("tiny", Editor(tiny_model(template=None), some_directions()))
+    monkeypatch.setattr(studio_module, "PREVIEW", 16)
+    taken = iter([900.0, 900.0, 300.0, 100.0, 300.0])
+    monkeypatch.setattr(studio_module, "milliseconds", lambda start: next(taken))
+
+    def width(strength: float, preview: bool) -> int:
+        return studio.render(studio.move(visit, {"strengths": {"smile": strength}}, rest=False), preview)[1].width
+
+    full = width(0.1, preview=False)
+    assert full == RESOLUTION
+    assert [width(0.1 * step, preview=True) for step in range(2, 6)] == [16, 8, 8, 16]

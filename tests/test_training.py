@@ -310,7 +310,7 @@ def recorded(train: Callable[[T], Path], settings: T, die_at: int | None = None)
     "options",
     [
         {},
-        {"decoder_rate": 1e-2, "samples": 4, "projected": 0.5},
+        {"decoder_rate": 1e-2, "samples": 4, "projected": 0.5, "likeness": 1.0, "variety": 1.0},
         {"optimizer": "ranger", "kind": "w", "batch": 1, "synthetic": 0},
     ],
     ids=["frozen", "learning-decoder", "ranger-batch-1"],
@@ -558,7 +558,8 @@ def test_two_processes_have_the_losses_of_one(which: str, blobs: Path, small_run
     if which == "encoder":
         train = train_encoder
         settings = encoder_settings(blobs, small_run, tmp_path / "one", images=32)
-        settings = replace(settings, batch=8, samples=8, decoder_rate=1e-3, projected=0.5, holdout=2)
+        judged = {"projected": 0.5, "likeness": 1.0, "variety": 1.0}
+        settings = replace(settings, batch=8, samples=8, decoder_rate=1e-3, holdout=2, **judged)
     else:
         train, settings = train_generator, generator_settings(blobs, tmp_path / "one", images=32)
         settings = replace(settings, batch=8, noise=False)

@@ -59,7 +59,7 @@ class LearningDecoder:
         self.g_optimizer = torch.optim.Adam(groups, rate, betas)
         self.d_optimizer = torch.optim.Adam(discriminator.parameters(), rate, betas)
         self._rates = [rate, MAPPING_RATE * rate, rate]
-        self.face_critic = FaceCritic(config, processes, precision) if config.projected else None
+        self.face_critic = FaceCritic(config, processes, precision) if config.looks_at_faces else None
         self.recent = RecentCodes(RECENT)
 
     @property

@@ -109,8 +109,10 @@ class Training:
             network.to(device)
         if critic is None and (self.perceptual or config.decoder_rate):
             raise TrainingError(f"{config.generator} has no discriminator; use {self._without_critic()}.")
-        if config.projected and config.template is None:
-            raise TrainingError("dlib's network sees only faces; use --projected 0, or give their --template.")
+        if config.looks_at_faces and config.template is None:
+            raise TrainingError(
+                "dlib's network sees only faces; use --projected 0 --likeness 0 --variety 0, or give their --template."
+            )
         if config.decoder_rate and config.aspect != (1, 1):
             raise TrainingError("A learning generator needs square pictures; use --decoder-rate 0 or --aspect 1 1.")
         self.generator = generator.to(device).eval().requires_grad_(False)
@@ -251,7 +253,10 @@ class Training:
         if decoder:
             terms["real"] = config.realism * decoder.realism(maps, n)
             if decoder.face_critic:
-                terms["seen"] = config.projected * decoder.face_critic.realism(made, reals)
+                seen = decoder.face_critic.see(made, reals)
+                terms["seen"] = config.projected * decoder.face_critic.realism(*seen)
+                terms["like"] = config.likeness * decoder.face_critic.likeness(*seen)
+                terms["variety"] = config.variety * decoder.face_critic.variety(*seen)
             terms["match"] = config.match * decoder.mismatch(codes[:, 0], self._mapped(MAPPED))
         self.precision.backward(sum(terms.values()) / parts)
         if decoder:

@@ -151,7 +151,11 @@ class DlibIdentity(nn.Module):
 
     def describe(self, chips: Tensor) -> Tensor:
         """Faces cut out as dlib does, float [n, 3, 150, 150], -> float [n, 128]."""
-        return self.features(chips)[-1].mean((2, 3)) @ self.get_buffer("weight58").view(-1, 128)
+        return self.embedding(self.features(chips)[-1])
+
+    def embedding(self, last: Tensor) -> Tensor:
+        """The last of the `features`, [n, 256, 2, 2] -> float [n, 128]."""
+        return last.mean((2, 3)) @ self.get_buffer("weight58").view(-1, 128)
 
     def features(self, chips: Tensor) -> list[Tensor]:
         """What it sees in `chips`: [n, 32, 35, 35], [n, 64, 17, 17], [n, 128, 8, 8] and [n, 256, 2, 2]."""

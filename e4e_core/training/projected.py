@@ -4,13 +4,15 @@ import torch
 from torch import Tensor
 
 from e4e_core.models.discriminators import ProjectedDiscriminator
-from e4e_core.training.losses import discriminator_loss, non_saturating
+from e4e_core.training.latents import RecentCodes
+from e4e_core.training.losses import discriminator_loss, feature_distance, non_saturating
 from e4e_core.training.perception import DlibIdentity, dlib_weights
 from e4e_core.training.processes import Precision, Processes
 from e4e_core.training.run import Stateful
 from e4e_core.training.settings import EncoderTraining
 
 RATE = 1e-3
+RECENT = 512  # embeddings of samples, and of photos, that each sample is compared with
 
 
 class FaceCritic:
@@ -25,25 +27,48 @@ class FaceCritic:
         self.sight = DlibIdentity(dlib_weights(), config.template).to(processes.device)
         self.heads = ProjectedDiscriminator(DlibIdentity.WIDTHS).to(processes.device).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.heads.parameters(), RATE, betas=(0.0, 0.99))
+        self.photos, self.samples = RecentCodes(RECENT), RecentCodes(RECENT)  # embeddings float [m, 128]
 
     def parts(self) -> dict[str, Stateful]:
         """What a stopped run needs of it."""
-        return {"f": self.heads, "f_optim": self.optimizer}
+        return {"f": self.heads, "f_optim": self.optimizer, "photos": self.photos, "faces": self.samples}
 
-    def realism(self, made: Tensor, reals: Tensor) -> Tensor:
-        """What the generator pays for its pictures float [m, 3, R, R], next to photos [n, 3, R, R].
-
-        Adds the gradients of its own heads, too.
-        """
+    def see(self, made: Tensor, reals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What the network sees in pictures float [m, 3, R, R], and in photos [n, 3, R, R], without a graph."""
         fake_maps = self.sight.features(self.sight.chips(made.float()))
         with torch.no_grad():
-            real_maps = self.sight.features(self.sight.chips(reals))
+            return fake_maps, self.sight.features(self.sight.chips(reals))
+
+    def realism(self, fake_maps: list[Tensor], real_maps: list[Tensor]) -> Tensor:
+        """What the generator pays for pictures seen as `fake_maps`, next to photos. Adds its heads' gradients, too."""
         self.heads.requires_grad_(True)
         judged = zip(self.heads(real_maps), self.heads([each.detach() for each in fake_maps]), strict=True)
         loss = torch.stack([discriminator_loss(real, fake) for real, fake in judged]).mean()
         self.precision.backward(loss / self.parts_of_batch)
         self.heads.requires_grad_(False)
         return torch.stack([non_saturating(logits) for logits in self.heads(fake_maps)]).mean()
+
+    def likeness(self, fake_maps: list[Tensor], real_maps: list[Tensor]) -> Tensor:
+        """How far inversions are from their photos [n]: the distance of features and the embeddings' squared one.
+
+        Args: fake_maps: those of the inversions, and then of other pictures.
+        """
+        inverted = [each[: len(real)] for each, real in zip(fake_maps, real_maps, strict=True)]
+        embeddings = self.sight.embedding(inverted[-1]) - self.sight.embedding(real_maps[-1])
+        return feature_distance(inverted[:-1], real_maps[:-1]) + embeddings.square().sum(1).mean()
+
+    def variety(self, fake_maps: list[Tensor], real_maps: list[Tensor]) -> Tensor:
+        """How much samples would gain from being nearer to photos, and farther from samples, in dlib's embeddings.
+
+        Its gradient is that of the energy distance (see `energy_distance`) of the recent samples and photos. Each
+        sample pays for itself, so that several processes compute what one would.
+        Args: fake_maps: those of as many inversions as `real_maps` has photos, and then of the samples.
+        """
+        embeddings = self.sight.embedding(fake_maps[-1][len(real_maps[-1]) :])
+        self.photos.add(self.processes.gather(self.sight.embedding(real_maps[-1])))
+        self.samples.add(self.processes.gather(embeddings))
+        near, far = (torch.cdist(embeddings, recent.codes).mean() for recent in (self.photos, self.samples))
+        return 2 * (near - far)
 
     def average_gradients(self) -> None:
         """Before the optimizer's step: the mean over processes."""

@@ -134,6 +134,10 @@ class EncoderTraining:
     """Weight of a learning generator's non-saturating loss, on inversions and on samples."""
     projected: float = 0.0
     """Weight of the same by a second discriminator, which sees faces as dlib's network does (Sauer et al. 2021)."""
+    likeness: float = 0.0
+    """Weight of how far inversions are from their photos in what that discriminator sees, embeddings included."""
+    variety: float = 0.0
+    """Weight of the energy distance between the embeddings of a learning generator's samples and of photos."""
     match: float = 1.0
     """Weight of the energy distance between a learning generator's mapped codes and the w of photos."""
     decoder_r1: float = 0.1
@@ -160,6 +164,11 @@ class EncoderTraining:
     holdout: int = 500
     """Pictures at the end of the data that are never shown, to be measured on."""
     seed: int = 0
+
+    @property
+    def looks_at_faces(self) -> bool:
+        """Whether a learning generator is judged by what dlib's face network sees."""
+        return any((self.projected, self.likeness, self.variety))
 
 
 @dataclass(frozen=True)
