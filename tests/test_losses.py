@@ -22,7 +22,6 @@ from e4e_core.training.losses import (
     PathLength,
     delta_penalty,
     discriminator_loss,
-    energy_distance,
     feature_distance,
     gradient_penalty,
     non_saturating,
@@ -31,6 +30,7 @@ from e4e_core.training.perception import DlibIdentity, Identity, Lpips, Moco, dl
 from e4e_core.training.processes import Precision, Processes
 from e4e_core.training.projected import FaceCritic
 from e4e_core.training.settings import EncoderTraining, FacesTraining
+from e4e_core.training.transport import transport
 from editing.attributes import _embedder
 from errors import DownloadError, ModelError
 
@@ -58,13 +58,15 @@ def test_adversarial_losses_match_their_formulas():
     torch.testing.assert_close(non_saturating(fake), -torch.sigmoid(fake).log().mean())
 
 
-def test_energy_distance_of_points_is_their_distances():
-    a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [5.0]])
-    expected = 2 * (1 + 5 + 1 + 3) / 4 - 2 - 4  # pairs across, then within a and within b
-    assert energy_distance(a, b).item() == pytest.approx(expected)
-    torch.manual_seed(0)
-    same, other = torch.randn(2000, 4), torch.randn(2000, 4) + 0.5
-    assert abs(energy_distance(torch.randn(2000, 4), same)) < 0.01 < energy_distance(same, other)
+def test_transport_gives_codes_another_mean_and_covariance():
+    random = torch.Generator().manual_seed(0)
+    source = torch.randn(5_000, 6, generator=random) @ torch.randn(6, 6, generator=random)
+    target = torch.randn(5_000, 6, generator=random) @ torch.randn(6, 6, generator=random) + 3
+    move = transport(source, target)
+    torch.testing.assert_close(move(source).mean(0), target.mean(0), rtol=0, atol=1e-3)
+    torch.testing.assert_close(torch.cov(move(source).T), torch.cov(target.T), rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(move.matrix, move.matrix.T)  # the gradient of a convex function: nothing is turned
+    assert torch.linalg.eigvalsh(move.matrix).min() > 0
 
 
 def test_gradient_penalty_of_a_linear_critic_is_its_squared_norm():

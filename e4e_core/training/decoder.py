@@ -4,36 +4,31 @@ import copy
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from e4e_core.models.discriminators import Discriminator
 from e4e_core.models.stylegan2 import Generator, NoiseInjection
 from e4e_core.training.generator import blend
-from e4e_core.training.latents import RecentCodes
-from e4e_core.training.losses import discriminator_loss, energy_distance, gradient_penalty, non_saturating
+from e4e_core.training.losses import discriminator_loss, gradient_penalty, non_saturating
 from e4e_core.training.processes import Precision, Processes
 from e4e_core.training.projected import FaceCritic
 from e4e_core.training.run import Stateful
 from e4e_core.training.settings import EncoderTraining
+from e4e_core.training.transport import Mover
 
 EMA_IMAGES = 2_000  # half-life of the average, in pictures: the encoder follows the generator itself, not its past
-RECENT = 512  # codes of photos that the mapping network is compared with
-MAPPED = 256  # codes of its own that it is compared by
-SETTLING_STEPS = 1_000
-SETTLING_CODES = 256  # compared in each of these steps
-MAPPING_RATE = 20  # times the other layers' learning rate, because its weights are a hundred times as large (`lr_mul`)
 
 
 class LearningDecoder:
     """A generator that learns beside its encoder: to show the inverted photos, and to stay a generator.
 
     It is trained on the encoder's reconstruction terms and on the non-saturating loss of inversions and samples, by one
-    discriminator or by two; its mapping network only to make codes like the w of photos. Half of the photos are shown
-    by their w alone, so that the generator knows W as well as W^k.
+    discriminator or by two. Its mapping network stays as it is; the codes it makes are moved to where the w of photos
+    are. Half of the photos are shown by their w alone, so that the generator knows W as well as W^k.
 
     Attributes:
         generator, discriminator: the networks that learn.
         face_critic: the second discriminator, if there is one.
+        mover: brings mapped codes to the w of photos.
         average: the generator's moving average, the one that is saved.
     """
 
@@ -49,18 +44,16 @@ class LearningDecoder:
         self.processes = processes
         self.precision = precision
         self.generator, self.discriminator = generator.requires_grad_(True), discriminator
+        generator.style.requires_grad_(False)
         self.average = copy.deepcopy(generator).requires_grad_(False)
         for noise in (module for module in generator.modules() if isinstance(module, NoiseInjection)):
             noise.requires_grad_(noise.weight.item() != 0)  # a generator trained without noise stays without
         rate, betas = config.decoder_rate, (0.0, 0.99)
-        mapping = list(generator.style.parameters())
-        synthesis = [parameter for name, parameter in generator.named_parameters() if not name.startswith("style.")]
-        groups = [{"params": synthesis}, {"params": mapping, "lr": MAPPING_RATE * rate, "betas": (0.5, 0.99)}]
-        self.g_optimizer = torch.optim.Adam(groups, rate, betas)
+        synthesis = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+        self.g_optimizer = torch.optim.Adam(synthesis, rate, betas)
         self.d_optimizer = torch.optim.Adam(discriminator.parameters(), rate, betas)
-        self._rates = [rate, MAPPING_RATE * rate, rate]
         self.face_critic = FaceCritic(config, processes, precision) if config.looks_at_faces else None
-        self.recent = RecentCodes(RECENT)
+        self.mover = Mover(generator)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -74,7 +67,7 @@ class LearningDecoder:
             "d": self.discriminator,
             "g_optim": self.g_optimizer,
             "d_optim": self.d_optimizer,
-            "recent": self.recent,
+            "mover": self.mover,
             **(self.face_critic.parts() if self.face_critic else {}),
         }
 
@@ -82,34 +75,6 @@ class LearningDecoder:
         """Codes float [n, L, D] of photos, the first half of them without their offsets."""
         half = len(codes) // 2
         return torch.cat([codes[:half, :1].expand(-1, codes.shape[1], -1), codes[half:]])
-
-    def mismatch(self, codes: Tensor, mapped: Tensor) -> Tensor:
-        """Energy distance of mapped codes float [m, D] and the recent w of photos, of which `codes` [n, D] are new.
-
-        Every process compares the same codes with the same recent ones.
-        """
-        self.recent.add(self.processes.gather(codes))
-        recent = self.recent.codes
-        return energy_distance(mapped, recent) if len(recent) > 1 else mapped.new_zeros(())
-
-    def settled(self, w: Tensor) -> Generator:
-        """The average with its mapping network fitted to the w float [n, D] of photos, n > 1.
-
-        In training that network runs after an encoder that moves on, and that normalises by the batch where it later
-        does not.
-        """
-        generator, rate = copy.deepcopy(self.average), self._rates[1]
-        mapping = generator.style.requires_grad_(True)
-        optimizer = torch.optim.Adam(mapping.parameters(), rate, betas=(0.5, 0.99))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, SETTLING_STEPS)
-        for _ in tqdm(range(SETTLING_STEPS), desc="mapping network", leave=False):
-            mapped = mapping(torch.randn(SETTLING_CODES, w.shape[1], device=w.device))
-            loss = energy_distance(mapped, w[torch.randperm(len(w))[:SETTLING_CODES]])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        return generator.requires_grad_(False)
 
     def realism(self, fake_maps: list[Tensor], count: int) -> Tensor:
         """What the generator pays for its first `count` pictures, the inversions, and for the rest, its samples.
@@ -155,8 +120,8 @@ class LearningDecoder:
 
     def set_rates(self, share: float) -> None:
         """Let everything here learn at this share of its first rate."""
-        groups = [*self.g_optimizer.param_groups, *self.d_optimizer.param_groups]
-        for group, rate in zip(groups, self._rates, strict=True):
-            group["lr"] = share * rate
+        for optimizer in (self.g_optimizer, self.d_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = share * self.config.decoder_rate
         if self.face_critic:
             self.face_critic.set_rate(share)

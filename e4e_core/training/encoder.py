@@ -15,7 +15,7 @@ from e4e_core.models.encoder import Encoder, EncoderConfig
 from e4e_core.models.ops import without_autocast
 from e4e_core.models.stylegan2 import GeneratorConfig
 from e4e_core.training.data import Pictures, endless_batches
-from e4e_core.training.decoder import MAPPED, LearningDecoder
+from e4e_core.training.decoder import LearningDecoder
 from e4e_core.training.generator import draw_codes, load_generator
 from e4e_core.training.latents import CodePool, LatentCritic
 from e4e_core.training.losses import delta_penalty, feature_distance
@@ -210,6 +210,8 @@ class Training:
         precision.scaler.update()
         if decoder:
             decoder.follow()
+            if penalize:  # as seldom
+                decoder.mover.learn()
         if self.judged:
             codes = torch.cat([codes for _, codes in answers])[:, : self.encoder.num_deltas + 1]
             with torch.no_grad():
@@ -236,6 +238,7 @@ class Training:
         with torch.no_grad():
             known = share(self._mapped(config.synthetic // parts))[:, None].expand(-1, layers, -1)  # [m, L, D]
             drawn = share(draw_codes(self.generator, config.samples // parts if decoder else 0, MIXING))  # [s, L, D]
+            drawn = decoder.mover(drawn) if decoder else drawn
         with self.precision.autocast:
             with torch.no_grad():
                 shown = self.render(known) if len(known) else reals[:0]
@@ -257,7 +260,7 @@ class Training:
                 terms["seen"] = config.projected * decoder.face_critic.realism(*seen)
                 terms["like"] = config.likeness * decoder.face_critic.likeness(*seen)
                 terms["variety"] = config.variety * decoder.face_critic.variety(*seen)
-            terms["match"] = config.match * decoder.mismatch(codes[:, 0], self._mapped(MAPPED))
+            decoder.mover.recent.add(self.processes.gather(codes[:, 0]))
         self.precision.backward(sum(terms.values()) / parts)
         if decoder:
             decoder.criticise(real_maps, made.detach())
@@ -265,7 +268,8 @@ class Training:
 
     def _mapped(self, count: int) -> Tensor:
         """Random codes float [count, D] of all processes together."""
-        return self.generator.map(torch.randn(count, self.model.latent_dim, device=self.processes.device))
+        w = self.generator.map(torch.randn(count, self.model.latent_dim, device=self.processes.device))
+        return self.decoder.mover(w) if self.decoder else w
 
     def _features(self, made: Tensor, reals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The discriminator's features of both, where they are needed; of `reals` with a graph if it learns."""

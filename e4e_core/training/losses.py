@@ -30,14 +30,6 @@ def feature_distance(maps: list[Tensor], targets: list[Tensor]) -> Tensor:
     return torch.stack(distances).mean()
 
 
-def energy_distance(a: Tensor, b: Tensor) -> Tensor:
-    """2·E‖a - b‖ - E‖a - a'‖ - E‖b - b'‖, zero only for equal distributions (Székely & Rizzo 2013, eq. 6).
-
-    Args: a, b: samples float [n, d] and [m, d], at least two of each.
-    """
-    return 2 * torch.cdist(a, b).mean() - F.pdist(a).mean() - F.pdist(b).mean()
-
-
 def non_saturating(logits: Tensor) -> Tensor:
     """-log σ(logits), averaged: what a network pays for being told from real ones (Goodfellow et al. 2014)."""
     return F.softplus(-logits).mean()

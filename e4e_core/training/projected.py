@@ -60,8 +60,9 @@ class FaceCritic:
     def variety(self, fake_maps: list[Tensor], real_maps: list[Tensor]) -> Tensor:
         """How much samples would gain from being nearer to photos, and farther from samples, in dlib's embeddings.
 
-        Its gradient is that of the energy distance (see `energy_distance`) of the recent samples and photos. Each
-        sample pays for itself, so that several processes compute what one would.
+        Its gradient is that of 2·E‖a - b‖ - E‖a - a'‖ - E‖b - b'‖ for samples a and photos b, the energy distance, zero
+        only for equal distributions (Székely & Rizzo 2013, eq. 6). Each sample is held against the recent ones, so that
+        several processes compute what one would.
         Args: fake_maps: those of as many inversions as `real_maps` has photos, and then of the samples.
         """
         embeddings = self.sight.embedding(fake_maps[-1][len(real_maps[-1]) :])

@@ -18,13 +18,14 @@ from e4e_core.training.generator import DISCRIMINATOR, for_sheet, sample
 from e4e_core.training.perception import DlibIdentity, dlib_weights
 from e4e_core.training.run import Log, Run, replacing
 from e4e_core.training.settings import EncoderTraining
+from e4e_core.training.transport import in_mapped_coordinates
 from e4e_core.training.validation import BATCH, PICTURES, Validation, measuring
 from errors import TrainingError
 
 if TYPE_CHECKING:
     from e4e_core.training.encoder import Training
 
-SETTLED_ON = 1_000  # pictures
+SEEN = 2_000  # pictures whose w say where photos are
 
 
 class Report:
@@ -54,7 +55,7 @@ class Report:
         """Measure, save, show. Args: reals: the last pictures [n, 3, h, w], for a sheet where none are held out."""
         training, folder, images = self.training, self.config.out, self.training.progress.images
         step = images // self.config.batch
-        with self._saved_decoder():
+        with self._finished():
             if self.config.holdout:
                 figures = self.validation.measure(training.model)
                 self.log.scalars("validation", figures, step)
@@ -86,9 +87,12 @@ class Report:
                 save_file(weights, part)
 
     def _w_of_photos(self) -> Tensor:
-        """What the encoder as it is sees in the training's pictures, or in SETTLED_ON of them: w float [n, D]."""
+        """What the encoder as it is sees in the training's pictures, or in SEEN of them: w float [n, D].
+
+        In training it normalises by the batch, where it later does not.
+        """
         model, pictures = self.training.model, self.pictures
-        some, codes = range(0, len(pictures), -(-len(pictures) // SETTLED_ON)), []
+        some, codes = range(0, len(pictures), -(-len(pictures) // SEEN)), []
         with measuring(model.encoder):
             for start in range(0, len(some), BATCH):
                 few = torch.stack([pictures[i] for i in some[start : start + BATCH]])
@@ -96,18 +100,18 @@ class Report:
         return torch.cat(codes)[:, 0]
 
     @contextmanager
-    def _saved_decoder(self) -> Iterator[None]:
-        """The model with a learning generator's average, which is what is measured and kept; at the end it settles."""
-        training = self.training
+    def _finished(self) -> Iterator[None]:
+        """The model as it is measured and kept: of a learning generator the average, which maps to the photos' w."""
+        training, model = self.training, self.training.model
+        learning = (model.encoder, model.decoder, model.latent_avg)
         if training.decoder:
-            training.model.decoder = training.decoder.average
-            if training.progress.images >= self.config.images:
-                with torch.random.fork_rng():  # a run that is given more pictures later goes on as if it had not ended
-                    training.model.decoder = training.decoder.settled(self._w_of_photos())
+            move = training.decoder.mover.to(self._w_of_photos())
+            kept = in_mapped_coordinates(training.encoder, training.decoder.average, model.latent_avg[0], move)
+            model.encoder, model.decoder, model.latent_avg = kept.encoder, kept.decoder, kept.latent_avg
         try:
             yield
         finally:
-            training.model.decoder = training.generator
+            model.encoder, model.decoder, model.latent_avg = learning
 
 
 def read_directions(file: Path, shape: tuple[int, int]) -> dict[str, Tensor]:

@@ -138,8 +138,6 @@ class EncoderTraining:
     """Weight of how far inversions are from their photos in what that discriminator sees, embeddings included."""
     variety: float = 0.0
     """Weight of the energy distance between the embeddings of a learning generator's samples and of photos."""
-    match: float = 1.0
-    """Weight of the energy distance between a learning generator's mapped codes and the w of photos."""
     decoder_r1: float = 0.1
     """Weight γ of its discriminator's gradient penalty."""
     template: tuple[float, float] | None = (0.42, 0.62)
