@@ -57,7 +57,7 @@ class LearningDecoder:
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        return [self.g_optimizer, self.d_optimizer, *([self.face_critic.optimizer] if self.face_critic else [])]
+        return [self.g_optimizer, self.d_optimizer, *([self.face_critic.optimizer] if self.config.projected else [])]
 
     def parts(self) -> dict[str, Stateful]:
         """What a stopped run needs of it."""

@@ -256,10 +256,7 @@ class Training:
         if decoder:
             terms["real"] = config.realism * decoder.realism(maps, n)
             if decoder.face_critic:
-                seen = decoder.face_critic.see(made, reals)
-                terms["seen"] = config.projected * decoder.face_critic.realism(*seen)
-                terms["like"] = config.likeness * decoder.face_critic.likeness(*seen)
-                terms["variety"] = config.variety * decoder.face_critic.variety(*seen)
+                terms |= decoder.face_critic.terms(made, reals)
             decoder.mover.recent.add(self.processes.gather(codes[:, 0]))
         self.precision.backward(sum(terms.values()) / parts)
         if decoder:

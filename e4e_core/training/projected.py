@@ -23,7 +23,7 @@ class FaceCritic:
     """
 
     def __init__(self, config: EncoderTraining, processes: Processes, precision: Precision):
-        self.processes, self.precision, self.parts_of_batch = processes, precision, config.accumulate
+        self.config, self.processes, self.precision = config, processes, precision
         self.sight = DlibIdentity(dlib_weights(), config.template).to(processes.device)
         self.heads = ProjectedDiscriminator(DlibIdentity.WIDTHS).to(processes.device).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.heads.parameters(), RATE, betas=(0.0, 0.99))
@@ -33,18 +33,27 @@ class FaceCritic:
         """What a stopped run needs of it."""
         return {"f": self.heads, "f_optim": self.optimizer, "photos": self.photos, "faces": self.samples}
 
-    def see(self, made: Tensor, reals: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What the network sees in pictures float [m, 3, R, R], and in photos [n, 3, R, R], without a graph."""
+    def terms(self, made: Tensor, reals: Tensor) -> dict[str, Tensor]:
+        """The losses that the settings ask for, weighted, of pictures float [m, 3, R, R] next to photos [n, 3, R, R].
+
+        Args: made: the photos' inversions, then samples.
+        """
         fake_maps = self.sight.features(self.sight.chips(made.float()))
         with torch.no_grad():
-            return fake_maps, self.sight.features(self.sight.chips(reals))
+            real_maps = self.sight.features(self.sight.chips(reals))
+        wanted = {
+            "seen": (self.config.projected, self.realism),
+            "like": (self.config.likeness, self.likeness),
+            "variety": (self.config.variety, self.variety),
+        }
+        return {name: weight * judge(fake_maps, real_maps) for name, (weight, judge) in wanted.items() if weight}
 
     def realism(self, fake_maps: list[Tensor], real_maps: list[Tensor]) -> Tensor:
         """What the generator pays for pictures seen as `fake_maps`, next to photos. Adds its heads' gradients, too."""
         self.heads.requires_grad_(True)
         judged = zip(self.heads(real_maps), self.heads([each.detach() for each in fake_maps]), strict=True)
         loss = torch.stack([discriminator_loss(real, fake) for real, fake in judged]).mean()
-        self.precision.backward(loss / self.parts_of_batch)
+        self.precision.backward(loss / self.config.accumulate)
         self.heads.requires_grad_(False)
         return torch.stack([non_saturating(logits) for logits in self.heads(fake_maps)]).mean()
 
