@@ -15,7 +15,7 @@ from e4e_core.training.run import Stateful
 from e4e_core.training.settings import EncoderTraining
 from e4e_core.training.transport import Mover
 
-EMA_IMAGES = 2_000  # half-life of the average, in pictures: the encoder follows the generator itself, not its past
+EMA_IMAGES = 200  # half-life of the average, in pictures: the encoder follows the generator itself, not its past
 
 
 class LearningDecoder:
