@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from e4e_core.images import to_picture, to_sheet
-from e4e_core.metrics.__main__ import Eye, detects, load_to_measure
+from e4e_core.metrics.__main__ import Eye, load_to_measure
 from e4e_core.metrics.edits import identity_distances, look_at_all
 from e4e_core.models.e4e import E4E
 from e4e_core.training.data import Pictures
 from e4e_core.training.generator import sample
+from editing.attributes import detects
 from editing.directions import directions_for
 
 

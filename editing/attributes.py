@@ -39,6 +39,12 @@ def find_aligned_face(picture: Image.Image) -> tuple[Image.Image, Face] | None:
     return (bordered, faces[0]) if faces else None
 
 
+def detects(picture: Image.Image) -> bool:
+    """Whether dlib's detector finds an upright face in an aligned picture, at 256 px with a border of 96 px."""
+    with _lock:
+        return len(_detector()(np.asarray(with_border(picture, 256)), 0)) > 0
+
+
 def measure(picture: Image.Image, face: Face) -> dict[str, float]:
     """Attributes of an aligned picture and the face that `find_aligned_face` found in it.
 
@@ -101,6 +107,11 @@ def embed(bordered: Image.Image, face: Face) -> np.ndarray:
     shape = dlib.full_object_detection(dlib.rectangle(left, top, right, bottom), points)
     with _lock:
         return np.array(_embedder().compute_face_descriptor(np.asarray(bordered), shape))
+
+
+@cache
+def _detector() -> dlib.fhog_object_detector:
+    return dlib.get_frontal_face_detector()
 
 
 @cache

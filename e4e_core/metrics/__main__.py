@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dlib
 import numpy as np
 import torch
 import tyro
@@ -32,7 +31,7 @@ from e4e_core.metrics.report import Table, to_markdown, write
 from e4e_core.metrics.statistics import bootstrap
 from e4e_core.models.e4e import E4E
 from e4e_core.training.data import Pictures
-from editing.attributes import embed, find_aligned_face, measure, with_border
+from editing.attributes import detects, embed, find_aligned_face, measure
 from editing.directions import DirectionSet, directions_for
 from editing.discovery import Judge, examine, fit_judge, read_labels
 from errors import E4EError, TrainingError
@@ -77,11 +76,6 @@ class Eye:
             judged = np.append(embedding, 1.0) @ self.judge.weights
             attributes |= dict(zip(self.judge.labels, judged.tolist(), strict=True))
         return Seen(attributes, embedding)
-
-
-def detects(picture: Image.Image) -> bool:
-    """Whether dlib's detector finds an upright face in an aligned picture, at 256 px with a border of 96 px."""
-    return len(dlib.get_frontal_face_detector()(np.asarray(with_border(picture, 256)), 0)) > 0
 
 
 def load_to_measure(name: str | Path, device: str | None = None) -> E4E:
