@@ -96,7 +96,8 @@ def in_mapped_coordinates(encoder: Encoder, generator: Generator, center: Tensor
     have the same inversions, and mapped codes give the pictures that they gave when they were moved.
     Args: center: float [D], the latent average of `encoder`. domain: what else describes an `E4E`.
     """
-    seeing, painting = Encoder(encoder.config), Generator(generator.config)
+    with torch.random.fork_rng(devices=[]):  # their first weights are replaced and must not move a run's random state
+        seeing, painting = Encoder(encoder.config), Generator(generator.config)
     for network, weights in ((seeing, encoder), (painting, generator)):
         network.to(center.device).load_state_dict(weights.state_dict())
     seeing.num_deltas = encoder.num_deltas
