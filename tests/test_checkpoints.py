@@ -39,9 +39,14 @@ def model() -> E4E:
     return model.eval().requires_grad_(False)
 
 
+def near(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal to rounding: on some CPUs, where weights lie in memory decides in which order their products are summed."""
+    return torch.allclose(a, b, rtol=0, atol=1e-5)
+
+
 def same(a: E4E, b: E4E) -> bool:
     codes = a.invert(IMAGES)
-    return torch.equal(codes, b.invert(IMAGES)) and torch.equal(a.synthesize(codes), b.synthesize(codes))
+    return near(codes, b.invert(IMAGES)) and near(a.synthesize(codes), b.synthesize(codes))
 
 
 def load(path: str | Path) -> E4E:
@@ -93,7 +98,7 @@ def test_settings_come_from_opts(model: E4E, tmp_path: Path):
     torch.save({**content, "opts": opts}, tmp_path / "faces.pt", _use_new_zipfile_serialization=False)  # as before 2020
     faces = load(tmp_path / "faces.pt")
     assert (faces.encoder.num_deltas, faces.aspect, faces.template) == (7, (1, 1), (0.1, 1.0))
-    assert torch.equal(faces.invert(IMAGES), model.invert(IMAGES))  # offsets that were not trained are 0
+    assert near(faces.invert(IMAGES), model.invert(IMAGES))  # offsets that were not trained are 0
 
     torch.save({**content, "opts": {**content["opts"], "input_size": 128}}, tmp_path / "large.pt")
     with pytest.raises(ModelError, match="an input of 128 px does not fit an encoder for 33 to 64"):
