@@ -9,11 +9,13 @@ from functools import cache
 import cv2
 import dlib
 import numpy as np
+import torch
 from PIL import Image
 
 from alignment import Face, find_faces
 from alignment.landmarks import reread_landmarks
-from e4e_core.checkpoints import dlib_face_network
+from e4e_core.images import to_tensor
+from e4e_core.models.dlib_face import DlibFaceNetwork, dlib_weights
 
 BORDER = 0.375  # of the picture's side, added all around: aligned faces fill the picture, dlib wants room
 SIDE = 128  # px, the size at which faces are looked for in aligned pictures
@@ -105,8 +107,9 @@ def embed(bordered: Image.Image, face: Face) -> np.ndarray:
     left, top, right, bottom = (round(side) for side in face.box)
     points = dlib.points([dlib.point(round(float(x)), round(float(y))) for x, y in face.landmarks])
     shape = dlib.full_object_detection(dlib.rectangle(left, top, right, bottom), points)
-    with _lock:
-        return np.array(_embedder().compute_face_descriptor(np.asarray(bordered), shape))
+    chip = dlib.get_face_chip(np.asarray(bordered), shape, DlibFaceNetwork.SIDE, DlibFaceNetwork.PADDING)
+    with torch.inference_mode():
+        return _embedder().describe(to_tensor(Image.fromarray(chip)))[0].numpy().astype(np.float64)
 
 
 @cache
@@ -115,5 +118,5 @@ def _detector() -> dlib.fhog_object_detector:
 
 
 @cache
-def _embedder() -> dlib.face_recognition_model_v1:
-    return dlib.face_recognition_model_v1(str(dlib_face_network()))
+def _embedder() -> DlibFaceNetwork:
+    return DlibFaceNetwork(dlib_weights())

@@ -451,7 +451,7 @@ def learn(
     ]
     if unknown := [name for name in against if name not in (*measured, *_varying(labelled))]:
         raise TrainingError(f"There is no slider {unknown[0]} to keep the others from; add such a column to --labels.")
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(None, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         if labels is None:
             look = partial(Judge((), np.zeros((129, 0))), embedded=False)
             told = "photos, measured"

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from alignment import align, find_faces
 from e4e_core import checkpoints
-from e4e_core.checkpoints import published_file
+from e4e_core.checkpoints import dlib_face_network, published_file
 from e4e_core.images import to_tensor
 from e4e_core.models import irse
 from e4e_core.models.discriminators import Discriminator
+from e4e_core.models.dlib_face import dlib_weights
 from e4e_core.models.e4e import FFHQ_TEMPLATE
 from e4e_core.training.losses import (
     PathLength,
@@ -26,12 +27,12 @@ from e4e_core.training.losses import (
     gradient_penalty,
     non_saturating,
 )
-from e4e_core.training.perception import DlibIdentity, Identity, Lpips, Moco, dlib_weights, load_losses
+from e4e_core.training.perception import DlibIdentity, Identity, Lpips, Moco, load_losses
 from e4e_core.training.processes import Precision, Processes
 from e4e_core.training.projected import FaceCritic
 from e4e_core.training.settings import EncoderTraining, FacesTraining
 from e4e_core.training.transport import transport
-from editing.attributes import _embedder
+from editing.attributes import embed
 from errors import DownloadError, ModelError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -179,10 +180,10 @@ def test_dlibs_face_network_answers_as_dlib_does():
     face = find_faces(astronaut)[0]
     points = dlib.points([dlib.point(round(float(x)), round(float(y))) for x, y in face.landmarks])
     shape = dlib.full_object_detection(dlib.rectangle(*(round(side) for side in face.box)), points)
-    chip = dlib.get_face_chip(np.asarray(astronaut), shape, 150, 0.25)
-    expected = np.array(_embedder().compute_face_descriptor(chip))
+    dlibs_own = dlib.face_recognition_model_v1(str(dlib_face_network()))
+    expected = np.array(dlibs_own.compute_face_descriptor(np.asarray(astronaut), shape))
+    np.testing.assert_allclose(embed(astronaut, face), expected, atol=1e-5)
     network = DlibIdentity(dlib_weights())
-    np.testing.assert_allclose(network.describe(to_tensor(Image.fromarray(chip)))[0], expected, atol=1e-5)
     for template in (FFHQ_TEMPLATE, (0.42, 0.62)):  # where the template puts the face is near where dlib looks
         aligned = to_tensor(align(astronaut, face, 256, template)[0])
         own = DlibIdentity(dlib_weights(), template).embed(aligned)[0].numpy()

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from e4e_core.models.discriminators import ProjectedDiscriminator
+from e4e_core.models.dlib_face import dlib_weights
 from e4e_core.training.latents import RecentCodes
 from e4e_core.training.losses import discriminator_loss, feature_distance, non_saturating
-from e4e_core.training.perception import DlibIdentity, dlib_weights
+from e4e_core.training.perception import DlibIdentity
 from e4e_core.training.processes import Precision, Processes
 from e4e_core.training.run import Stateful
 from e4e_core.training.settings import EncoderTraining

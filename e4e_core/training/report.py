@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from e4e_core.checkpoints import save_model
 from e4e_core.images import to_sheet
+from e4e_core.models.dlib_face import dlib_weights
 from e4e_core.training.data import Pictures
 from e4e_core.training.generator import DISCRIMINATOR, for_sheet, sample
-from e4e_core.training.perception import DlibIdentity, dlib_weights
+from e4e_core.training.perception import DlibIdentity
 from e4e_core.training.run import Log, Run, replacing
 from e4e_core.training.settings import EncoderTraining
 from e4e_core.training.transport import in_mapped_coordinates
