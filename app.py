@@ -100,17 +100,23 @@ def main(arguments: list[str] | None = None) -> int:
             serve(chosen)
     except KeyboardInterrupt:  # before the page was there
         return 130
-    except E4EError as error:
+    except (E4EError, OSError) as error:
         print(f"app.py: {error}", file=sys.stderr)
-        return 2
-    except (OSError, OverflowError) as error:  # the second for a port above 65535
-        print(f"app.py: the page cannot listen there ({error}); choose another --host or --port.", file=sys.stderr)
         return 2
     return 0
 
 
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Raises SettingError where an address is none, or is taken."""
+    try:
+        yield
+    except (OSError, OverflowError) as error:  # the second for a port above 65535
+        raise SettingError(f"The page cannot listen there ({error}); choose another --host or --port.") from None
+
+
 def serve(chosen: argparse.Namespace) -> None:
-    """Serve the page until interrupted. Raises E4EError, and OSError or OverflowError for an address that is none."""
+    """Serve the page until interrupted. Raises E4EError, and OSError for a model's file that cannot be read."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -118,27 +124,30 @@ def serve(chosen: argparse.Namespace) -> None:
     limits = {name: limit(name) for name in LIMITS}  # a wrong one is told now, not when a visitor reaches it
     if chosen.mcp and importlib.util.find_spec("mcp") is None:
         raise SettingError("--mcp needs one more package; install it with: pip install 'gradio[mcp]'")
+    host = (chosen.host or "127.0.0.1").strip("[]")
     if chosen.port:  # a port in use is told at once, not after the model has been loaded
-        socket.create_server((chosen.host or "127.0.0.1", chosen.port)).close()
+        with listening():
+            socket.create_server((host, chosen.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     page = Page(*first_editor(chosen.model or default_model_name()))
     page.blocks.queue(max_size=limits["E4E_MAX_QUEUE"])
     page.blocks._queue.sleep_when_free = 0.01  # seconds; Gradio's own 0.001 takes a tenth of a core at rest
-    page.blocks.launch(
-        server_name=chosen.host,
-        server_port=chosen.port,
-        theme=gr.themes.Base(neutral_hue="stone", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"]),
-        css=(LOOK / "page.css").read_text(encoding="utf-8"),
-        head=f"<script>{(LOOK / 'page.js').read_text(encoding='utf-8')}</script>",
-        footer_links=[],
-        run_history=False,
-        mcp_server=chosen.mcp,
-        state_session_capacity=10 * limits["E4E_MAX_PHOTOS"],  # Gradio's part of a visit, and of a program's
-        max_file_size=f"{limits['E4E_MAX_UPLOAD_MB']}mb",
-        ssr_mode=False,
-        app_kwargs={"routes": page.routes},
-        quiet=True,
-        prevent_thread_lock=True,
-    )
+    with listening():
+        page.blocks.launch(
+            server_name=chosen.host,
+            server_port=chosen.port,
+            theme=gr.themes.Base(neutral_hue="stone", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"]),
+            css=(LOOK / "page.css").read_text(encoding="utf-8"),
+            head=f"<script>{(LOOK / 'page.js').read_text(encoding='utf-8')}</script>",
+            footer_links=[],
+            run_history=False,
+            mcp_server=chosen.mcp,
+            state_session_capacity=10 * limits["E4E_MAX_PHOTOS"],  # Gradio's part of a visit, and of a program's
+            max_file_size=f"{limits['E4E_MAX_UPLOAD_MB']}mb",
+            ssr_mode=False,
+            app_kwargs={"routes": page.routes},
+            quiet=True,
+            prevent_thread_lock=True,
+        )
     print(f"The page is at {page.blocks.local_url} (Ctrl+C ends it).", flush=True)
     threading.Thread(target=page.warm_up, daemon=True).start()
     page.blocks.block_thread()

@@ -61,7 +61,9 @@ def _normalise(picture: Image.Image, name: str) -> Image.Image:
     try:
         picture.load()
         upright = _upright(picture)
-        return upright if upright.mode == "RGB" and not upright.info.get("icc_profile") else _to_rgb(upright)
+        if upright.mode != "RGB" or upright.info.get("icc_profile"):
+            return _to_rgb(upright)
+        return upright.copy()  # without the decoder, which holds the picture once more
     except MemoryError:
         raise
     except Exception as error:  # decoders raise almost anything on damaged data

@@ -209,8 +209,11 @@ class DirectionSet(Mapping[str, Direction]):
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "directions.safetensors").write_bytes(self.packed())
-            (folder / "directions.json").write_text(text + "\n", encoding="utf-8")
+            files = {"directions.safetensors": self.packed(), "directions.json": f"{text}\n".encode()}
+            for name, content in files.items():
+                (folder / f".{name}").write_bytes(content)
+            for name in files:  # the old ones are there until the new ones are complete
+                (folder / f".{name}").replace(folder / name)
         except OSError as error:
             raise DirectionError(
                 f"The directions cannot be written to {folder} ({error}); check the folder and its space."

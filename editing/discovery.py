@@ -1,6 +1,6 @@
 """Directions learned from labelled photos: invert, fit in W^k, calibrate on pictures the encoder never saw.
 
-    python -m editing.discovery --model runs/e64/model --data faces.zip --labels labels.csv
+    python -m editing.discovery --model runs/encoder/model --data faces.zip --labels labels.csv
 
 writes `directions.safetensors` and `directions.json` into the model's folder.
 """
@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -201,15 +200,15 @@ class Judge:
     labels: tuple[str, ...]
     weights: np.ndarray
 
-    def __call__(self, picture: Image.Image, embedded: bool = True) -> dict[str, float] | None:
-        """None where dlib finds no face. The embedding costs four times the rest: `embedded` leaves it out if false."""
+    def __call__(self, picture: Image.Image) -> dict[str, float] | None:
+        """None where dlib finds no face."""
         found = find_aligned_face(picture)
         if found is None:
             return None
-        return self.of(measure(picture, found[1]), embed(*found) if embedded and self.labels else None)
+        return self.of(measure(picture, found[1]), embed(*found) if self.labels else None)
 
     def of(self, measured: dict[str, float], embedding: np.ndarray | None) -> dict[str, float]:
-        """All attributes of a face that was measured and, if that is wanted, embedded."""
+        """All attributes of a face that was measured and, if there are labels, embedded."""
         answers = [] if embedding is None else np.append(embedding, 1.0) @ self.weights
         return measured | dict(zip(self.labels, map(float, answers), strict=False))
 
@@ -335,12 +334,11 @@ class Trial:
 
         NaN where dlib finds no face.
         """
-        look = partial(self.judge, embedded=any(name in self.judge.labels for name in names))
         answers = []
         for strength in strengths:
             rendered = (self.model.synthesize(few + strength * vectors) for few in codes.split(RENDERED))
             images = (image for few in rendered for image in content(few, self.model.aspect))
-            answers += self.pool.map(look, map(to_picture, images), chunksize=2)
+            answers += self.pool.map(self.judge, map(to_picture, images), chunksize=2)
         shape = (len(strengths), len(codes))
         return {
             name: np.reshape([np.nan if a is None else a[name] / self.spread[name] for a in answers], shape)
@@ -453,8 +451,7 @@ def learn(
         raise TrainingError(f"There is no slider {unknown[0]} to keep the others from; add such a column to --labels.")
     with ProcessPoolExecutor(None, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         if labels is None:
-            look = partial(Judge((), np.zeros((129, 0))), embedded=False)
-            told = "photos, measured"
+            look, told = Judge((), np.zeros((129, 0))), "photos, measured"
         else:
             look, told = measure_light, "labelled photos"
         answers = look_at(shown_whole, shown, look, pool, "measuring")

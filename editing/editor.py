@@ -63,7 +63,7 @@ class Editor:
         self.model = model
         self.renderer = Renderer(model)
         self._tuned: dict[int, tuple[ref, Renderer]] = {}  # by id of the generator, the one seen last is last
-        self._unedited = WeakTensorKeyDictionary()  # by the session's codes: ((fidelity, size, generator), picture)
+        self._unedited = WeakTensorKeyDictionary()  # by the session's codes: {size: ((fidelity, generator), picture)}
         self._lock = threading.Lock()
         self.notice = ""
         if directions is None:
@@ -187,14 +187,14 @@ class Editor:
 
     def _unedited_of(self, session: Session, fidelity: float, size: int | None) -> Image.Image:
         """The session without edits, kept for its next picture. `size` as in `render`."""
-        wanted = (fidelity, size, session.generator and ref(session.generator))
+        wanted = (fidelity, session.generator and ref(session.generator))
         with self._lock:
-            kept = self._unedited.get(session.codes)  # copies of a session share them
-        if kept is None or kept[0] != wanted:
-            kept = (wanted, self.render(session, {}, fidelity, size))
-            with self._lock:
-                self._unedited[session.codes] = kept
-        return kept[1]
+            kept = self._unedited.setdefault(session.codes, {})  # copies of a session share them
+        known, picture = kept.get(size, (None, None))
+        if known != wanted:
+            picture = self.render(session, {}, fidelity, size)
+            kept[size] = (wanted, picture)
+        return picture
 
     def forget_all(self) -> None:
         """Drop what only makes the next pictures of its sessions faster."""

@@ -1,6 +1,6 @@
 """Sliders from words: the global directions of StyleCLIP (Patashnik et al. 2021, section 6), with CLIP from open_clip.
 
-    python -m editing.text "a face with a beard" --model runs/e64/model --out runs/e64/model
+    python -m editing.text "a face with a beard" --model runs/encoder/model --out runs/encoder/model
 
 adds a slider to the directions in the folder `--out`; those it holds already stay, unless they have the same name.
 
@@ -84,7 +84,7 @@ class Clip:
 def why_not() -> str:
     """Why sliders cannot be made from words here and what to do about it; empty if they can. Takes a second at most."""
     if importlib.util.find_spec("open_clip") is None:
-        return "Sliders from words need one more package; install it with pip install open_clip_torch and start again."
+        return "Sliders from words need one more package; install it with pip install -r requirements-text.txt and start again."
     entry = networks()["clip"]
     if not is_at_hand(entry, CHECKPOINTS):
         return (

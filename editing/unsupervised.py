@@ -1,6 +1,6 @@
 """Directions found without labels, for any generator: GANSpace (Härkönen et al. 2020) and SeFa (Shen & Zhou 2021).
 
-    python -m editing.unsupervised ganspace --model runs/e64/model --layers 0 4 --name --out runs/e64/model
+    python -m editing.unsupervised ganspace --model runs/encoder/model --layers 0 4 --name --out runs/encoder/model
 
 adds sliders to the directions in the folder `--out`; those it holds already stay, unless they have the same name.
 """

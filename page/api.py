@@ -56,7 +56,8 @@ def offer(studio: Studio, start: str) -> None:
 
         Args:
             photo: the picture file.
-            strengths: name of a slider -> strength between its low and high; {} is the face as the model sees it.
+            strengths: name of a slider -> strength, from low to high, or up to three times as far; {} is the face as
+                the model sees it.
             fidelity: 0 takes edits most cleanly, 1 is closest to the photo.
             face: which of several faces, 0 for the best one.
             whole: whether to return the photo with the edited face in it, or the face alone.

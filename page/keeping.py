@@ -18,7 +18,8 @@ class Keeping(Layout):
     def _wire_keeping(self, edited: list) -> None:
         """`edited`: what the edits change on the page."""
         handle = self._in_sentences
-        self.presets.click(handle(self.apply_preset), [self.presets, self.kept, self.visit], edited, **QUIETLY)
+        inputs = [self.presets, self.kept, self.visit]
+        self.presets.click(handle(self.apply_preset), inputs, edited, trigger_mode="multiple", **QUIETLY)
         self.blocks.load(handle(self.list_presets), [self.kept, self.visit], [self.presets, self.status], **QUIETLY)
         self.load_settings.upload(handle(self.apply_settings), [self.load_settings, self.visit], edited, **QUIETLY)
 

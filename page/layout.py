@@ -32,6 +32,7 @@ class Layout:
             self.bank = gr.State(self._bank(Visit(model)))  # which sliders are on the page
             # When a photo or face was last opened, as text. (A picture field's own `change` comes again and again.)
             self.opened = gr.State("")
+            self.ready = gr.State(model)  # the model that was chosen last and could be had
             # Own presets, in the browser's storage; the name and key must stay, or they are lost.
             self.kept = gr.BrowserState([], storage_key="edit-a-face-presets", secret="edit-a-face")
             gr.HTML(HEADER, elem_id="header")

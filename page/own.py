@@ -68,7 +68,10 @@ def _with(studio: Studio, visit: Visit, own: Mapping[str, Direction]) -> Visit:
 
 
 def _key(own: Mapping[str, Direction], label: str) -> str:
-    """The name of a visit's own slider with this label, or the first that is free; no slider of a model has such."""
+    """The name of a visit's own slider with this label, or else one that is free; no slider of a model has such."""
+    for name, direction in own.items():
+        if direction.label == label:
+            return name
     stem = "own-" + re.sub(r"\W+", "_", label)[:LONGEST_LABEL]
     names = (f"{stem}-{number}" if number else stem for number in range(MOST + 1))
-    return next(name for name in names if name not in own or own[name].label == label)
+    return next(name for name in names if name not in own)

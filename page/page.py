@@ -137,7 +137,10 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         opened = [*edited, self.opened, self.photo, self.faces, self.crop, self.face_part, self.crop_part]
         opened += [self.welcome, self.workspace, self.second]
         handle = self._in_sentences
-        work = {"show_progress_on": [self.status], **WORK}
+        # A choice that comes while its predecessor is under way must not get lost: the second photo is the one wanted,
+        # and two undos are two steps.
+        steps = {"trigger_mode": "multiple", **QUIETLY}
+        work = {"trigger_mode": "multiple", "show_progress_on": [self.status], **WORK}
 
         self.photo.input(handle(self.open_photo), [self.photo, self.visit], opened, **work)
         self.examples.click(handle(self.open_example), [self.examples, self.visit], opened, **work)
@@ -148,8 +151,6 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
             outputs=self.compare,
             js="side => ({__type__: 'update', slider_position: {Before: 100, Both: 50, After: 0}[side]})",
         )
-        # A click that comes while its predecessor is under way must not get lost: two undos are two steps.
-        steps = {"trigger_mode": "multiple", **QUIETLY}
         self.tabs.select(handle(self.change_view), [self.visit], shown, **steps)
         self.undo.click(handle(self.step_back), [self.visit], edited, **steps)
         self.redo.click(handle(self.step_forth), [self.visit], edited, **steps)
@@ -164,16 +165,18 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
         self.picker.input(
             handle(self.load_model),
             [self.picker],
-            [self.status],
+            [self.ready, self.status],
+            trigger_mode="multiple",
             concurrency_id="loading",
             concurrency_limit=1,
             show_progress_on=[self.status],
             **RAW,
         ).then(
             handle(self.change_model),
-            [self.picker, self.visit, self.kept],
+            [self.ready, self.visit, self.kept],
             [*opened, self.bank, self.path, self.first, self.last, self.picker, self.presets],
-            **work,
+            show_progress_on=[self.status],
+            **WORK,
         )
         self._wire_refining(shown)
         self.blocks.unload(self.forget)
@@ -226,7 +229,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
     def _open(self, visit: Visit, source: Path | io.BytesIO | Image.Image) -> dict:
         start = time.perf_counter()
         self._make_room()
-        second = {self.second: None} if visit.dropped else {}  # it went with the photo
+        second = {self.second: None} if visit.dropped and not visit.second else {}  # it went with the photo
         visit = replace(self.studio.open(visit, source), opened=start)
         count = len(visit.session.faces)
         found = {0: "", 1: "Found a face."}.get(count, f"Found {count} faces; choose among them below the photo.")
@@ -370,7 +373,7 @@ class Page(Describing, Downloads, Exploring, Frames, Keeping, Mixing, Refining):
     def load_model(self, name: Any, progress=gr.Progress()) -> dict:  # noqa: B008
         """Have the chosen model ready; the next handler changes over to it."""
         self.studio.editor(name, lambda done, total: progress((done >> 20, total >> 20), "Downloading", unit="MB"))
-        return {self.status: status_line(f"{label(name)} is ready.", self.studio.where(name))}
+        return {self.ready: name, self.status: status_line(f"{label(name)} is ready.", self.studio.where(name))}
 
     def change_model(self, name: Any, visit: Visit, kept: Any) -> dict:
         """The photo, opened again with another model, whose sliders all stand at 0."""

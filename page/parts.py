@@ -24,7 +24,8 @@ WELCOME = """<div><svg viewBox="0 0 96 96" aria-hidden="true"><path d="M12 30V20
 <li>Download the face, or the whole photo with the face put back.</li></ol></div>"""
 FOOTER = """<footer>Edit only photos of yourself or of people who agreed, and say that a picture is edited when you
 share it. The sliders show what a model has learned from other people's photos, not facts about anyone. Your photo is
-kept in memory only, and only while this page is open.</footer>"""
+kept in memory while this page is open, and what is uploaded or downloaded also as a file that is deleted after minutes.
+</footer>"""
 REGION_NAMES = [("Whole face", "everything"), ("Skin", "skin"), ("Eyes", "eyes"), ("Mouth", "mouth")]
 REGION_NAMES += [("Face and hair", "head")]
 BROWSE = "() => document.querySelector('#photo input[type=file]')?.click()"

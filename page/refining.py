@@ -7,9 +7,8 @@ from typing import Any
 import gradio as gr
 
 from editing.refine import Refinement
-from errors import PhotoError
 from limits import limit
-from page.incoming import HIDDEN, QUIETLY, RAW
+from page.incoming import HIDDEN, QUIETLY, RAW, check_open
 from page.layout import Layout
 from page.parts import status_line
 from page.studio import Visit
@@ -60,8 +59,7 @@ class Refining(Layout):
         }
 
     def begin_refining(self, visit: Visit, request: gr.Request) -> dict:
-        if visit.session is None:
-            raise PhotoError("There is no photo yet; choose one first.")
+        check_open(visit)
         self._stops[request.session_hash] = threading.Event()
         return {**self._buttons(refining=True), self.status: status_line("Refining; it may wait for that of others.")}
 
@@ -112,8 +110,7 @@ class Refining(Layout):
             stop.set()
 
     def back_to_inversion(self, visit: Visit) -> dict:
-        if visit.session is None:
-            raise PhotoError("There is no photo yet; choose one first.")
+        check_open(visit)
         return self._show(self.studio.refined(visit), preview=False, text="Back to the inversion.")
 
 

@@ -98,6 +98,8 @@ class Visit:
         full: the result at full size; None while it is out of date.
         opened: when a photo was last chosen, by time.perf_counter().
         dropped: whether there was a photo, which made room for others or went when the page was cut off.
+        face: which of its faces was open then; `edits` are that face's.
+        waiting: the edits of its other faces, by number.
         set_at: when something else than a hand last set the sliders, as text.
     """
 
@@ -114,6 +116,8 @@ class Visit:
     full: Image.Image | None = None
     opened: float = 0.0
     dropped: bool = False
+    face: int = 0
+    waiting: Mapping[int, Edits] = field(default_factory=dict)
     set_at: str = ""
 
     @property
@@ -123,7 +127,10 @@ class Visit:
 
     def without_photo(self) -> "Visit":
         """What is left when its photos make room for others: sliders and edits, which wait for a photo again."""
-        return Visit(self.model, edits=self.edits, own=self.own, view=self.view, dropped=True, set_at=self.set_at)
+        face = self.session.face if self.session else self.face
+        waiting = {**self.waiting, **{other: history.edits for other, (_, history) in self.others.items()}}
+        kept = {"edits": self.edits, "face": face, "waiting": waiting, "own": self.own, "view": self.view}
+        return Visit(self.model, **kept, dropped=True, set_at=self.set_at)
 
 
 class Studio:
@@ -161,12 +168,13 @@ class Studio:
         if name not in self.names:  # never a path that somebody sends
             raise ModelError("This page does not offer that model; choose one from its list.")
         with self._lock:
-            if name in self._editors:
+            if name in self._editors and not (progress and self._editors[name].notice):
                 self._editors.move_to_end(name)  # others read it meanwhile, without the lock
                 return self._editors[name]
         with self._loading:  # for minutes, perhaps; the pages of other models go on
-            if name not in self._editors:
-                loaded = Editor(load_model(name, progress=progress))
+            there = self._editors.get(name)
+            if there is None or (progress and there.notice):  # its sliders may be there by now
+                loaded = Editor(there.model if there else load_model(name, progress=progress))
                 with self._lock:
                     self._editors[name] = loaded
                     while len(self._editors) > MODELS:
@@ -174,12 +182,17 @@ class Studio:
             return self._editors[name]
 
     def open(self, visit: Visit, photo: Any, face: int = 0) -> Visit:
-        """The visit with a new photo, unedited; edits made before the first photo act on it. Raises E4EError."""
+        """The visit with a new photo, unedited. Raises E4EError.
+
+        Edits made before the first photo act on it, and those of a photo that was dropped, each on its face.
+        """
         self.editor(visit.model)
         session = self._encode(visit.model, photo, face, None)
-        edits = visit.edits if visit.session is None else Edits()
+        waiting = {} if visit.session else {**visit.waiting, visit.face: visit.edits}
+        edits = waiting.pop(face, Edits())
         history = History().rested(edits)
-        return Visit(visit.model, session, edits, history, second=visit.second, own=visit.own, view=visit.view)
+        kept = {"waiting": waiting, "second": visit.second, "own": visit.own, "view": visit.view}
+        return Visit(visit.model, session, edits, history, **kept)
 
     def choose_face(self, visit: Visit, face: int) -> Visit:
         """Another face of the photo, with its own edits; those of the faces before it stay in the photo."""
@@ -189,7 +202,8 @@ class Studio:
         if face in others:
             session, history = others.pop(face)
         else:
-            session, history = self._encode(visit.model, None, face, visit.session), History()
+            session = self._encode(visit.model, None, face, visit.session)
+            history = History().rested(visit.waiting.get(face, Edits()))
         changed = {"session": session, "history": history, "edits": history.edits, "others": others}
         return self.with_backdrop(replace(visit, **changed, full=None))
 
@@ -373,9 +387,9 @@ class Studio:
 
     def words(self, visit: Visit, edits: Edits | None = None) -> str:
         """What the sliders do, in words: "Smile +1.5, Age −1"; of the current edits, or of others."""
-        directions, edits = self.directions(visit), edits or visit.edits
+        directions, edits = self.directions(visit), visit.edits if edits is None else edits
         moved = {directions[name].label: value for name, value in edits.strengths.items() if name in directions}
-        words = [f"{label} {value:+g}".replace("-", "−") for label, value in moved.items()]
+        words = [f"{label} {f'{value:+g}'.replace('-', '−')}" for label, value in moved.items()]
         words += [f"fidelity {edits.fidelity:g}"] if edits.fidelity < 1 else []
         if visit.second is not None:
             words += [f"{part} {amount:g}" for part, amount in asdict(edits.mix).items() if amount]
@@ -413,12 +427,17 @@ class Studio:
         return pictures
 
     def _ready(self, name: str, own: DirectionSet | None, edits: Edits) -> tuple[Editor, Mapping[str, float]]:
-        """The editor with the visit's sliders, and the strengths of those that are there, as far as they go now."""
+        """The editor with the visit's sliders, and the strengths of those that are there.
+
+        Those of the visit's own only as far as they go now.
+        """
         editor = self._editors[name]
+        theirs = {key: strength for key, strength in edits.strengths.items() if key in editor.directions}
+        strengths = {**theirs, **edits_within(own or {}, {"strengths": edits.strengths}).strengths}
         if own or edits.keep:
             directions = DirectionSet({**editor.directions, **(own or {})})
             editor = editor.with_directions(directions.keeping([key for key in edits.keep if key in directions]))
-        return editor, edits_within(editor.directions, {"strengths": edits.strengths}).strengths
+        return editor, strengths
 
     def _lay(
         self, name: str, session: Session, pictures: Sequence[Image.Image], steps: Sequence[Edits]

@@ -326,7 +326,7 @@ class LightMeter:
 
     labels = ()
 
-    def __call__(self, picture: Image.Image, embedded: bool) -> dict[str, float]:
+    def __call__(self, picture: Image.Image) -> dict[str, float]:
         return measure_light(picture)
 
 
