@@ -84,7 +84,7 @@ class Clip:
 def why_not() -> str:
     """Why sliders cannot be made from words here and what to do about it; empty if they can. Takes a second at most."""
     if importlib.util.find_spec("open_clip") is None:
-        return "Sliders from words need one more package; install it with pip install -r requirements-text.txt and start again."
+        return "Sliders from words need one more package; run pip install -r requirements-text.txt and start again."
     entry = networks()["clip"]
     if not is_at_hand(entry, CHECKPOINTS):
         return (

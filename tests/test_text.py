@@ -213,7 +213,7 @@ def test_the_command_adds_a_slider_to_a_folder(tiny_clip, tmp_path, capsys, monk
 def test_without_the_package_or_the_weights_one_sentence_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert text.main(["a beard", "--model", "demo", "--out", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.strip().endswith("install it with pip install -r requirements-text.txt and start again.")
+    assert capsys.readouterr().err.strip().endswith("run pip install -r requirements-text.txt and start again.")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     known = checkpoints.networks()
     for module in (text, checkpoints):
