@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from errors import PhotoError
 from limits import limit
@@ -63,7 +63,8 @@ def _normalise(picture: Image.Image, name: str) -> Image.Image:
         upright = _upright(picture)
         if upright.mode != "RGB" or upright.info.get("icc_profile"):
             return _to_rgb(upright)
-        return upright.copy()  # without the decoder, which holds the picture once more
+        held = isinstance(upright, ImageFile.ImageFile)  # by its decoder, which may keep the picture once more
+        return upright.copy() if held else upright
     except MemoryError:
         raise
     except Exception as error:  # decoders raise almost anything on damaged data

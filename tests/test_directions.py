@@ -225,6 +225,15 @@ def test_malformed_files_are_one_sentence(tmp_path, how):
         DirectionSet.load(tmp_path)
 
 
+def test_directions_that_cannot_be_written_leave_the_old_ones(tmp_path):
+    old = random_set()
+    old.save(tmp_path)
+    (tmp_path / ".directions.json").mkdir()  # in the way
+    with pytest.raises(DirectionError, match="check the folder and its space"):
+        DirectionSet({}).save(tmp_path)
+    assert DirectionSet.load(tmp_path).keys() == old.keys()
+
+
 def test_published_interfacegan_directions_are_added_to_every_layer(shared):
     directions = published_directions("ffhq", 18, shared / "directions")
     age = torch.load(shared / "directions" / "age.pt", weights_only=True)  # [1, 512]
@@ -416,7 +425,7 @@ def test_learned_sliders_leave_alone_what_they_are_fitted_against(tmp_path, shar
     rows = [f"{name},{draw.normal()},{draw.normal()}\n" for name in Pictures(data, 32).names]
     labels.write_text("file,smile,yaw\n" + "".join(rows))
     monkeypatch.setattr(discovery, "SLIDERS", {name: discovery.SLIDERS[name] for name in ("smile", "yaw")})
-    monkeypatch.setattr(discovery, "ProcessPoolExecutor", lambda mp_context: ThreadPoolExecutor(1))
+    monkeypatch.setattr(discovery, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     monkeypatch.setattr(discovery, "invert_all", lambda model, pictures, shown: random_codes(len(shown)))
     landmarks = {"smile": 0.0, "yaw": 0.0}
 

@@ -42,6 +42,10 @@ def test_own_sliders_with_like_names_do_not_replace_each_other(page, visit):
     assert [each.label for each in visit.own["tiny"].values()] == ["Hair +", "Beard"]
     with pytest.raises(PhotoError, match="no slider of your own"):
         own.drop(studio, visit, "Hair -")
+    for label in ("Hair -", "Hair -"):  # beside "Hair +", and without it
+        visit = own.keep_found(studio, visit, slider(label, 1))
+        visit = own.drop(studio, visit, "Hair +") if "own-Hair_" in visit.own["tiny"] else visit
+    assert [each.label for each in visit.own["tiny"].values()] == ["Beard", "Hair -"]
 
 
 def test_a_preset_holds_own_sliders(page, visit):
@@ -58,6 +62,23 @@ def test_settings_of_several_faces_find_their_face(page, visit):
     visit = replace(visit, session=session, edits=Edits({"smile": 2.0}), others={0: (visit.session, History())})
     settings = page.studio.settings(visit)
     assert not of_face(settings, 0)["strengths"] and of_face(settings, 1)["strengths"] == {"smile": 2.0}
+
+
+def test_edits_of_a_photo_that_is_gone_wait_for_their_faces(page, visit, monkeypatch):
+    session = replace(visit.session, faces=(None, None), face=1)
+    first, second = Edits({"smile": 1.0}), Edits({"smile": 2.0})
+    visit = replace(visit, session=session, edits=second, others={0: (visit.session, History().rested(first))})
+    back = page.studio.open(visit.without_photo(), page.example_files[0])
+    assert back.edits == back.history.edits == first
+    again = page.studio.open(visit.without_photo().without_photo(), page.example_files[0])
+    assert again.waiting == back.waiting
+    monkeypatch.setattr(page.studio, "_encode", lambda *_: session)
+    assert page.studio.choose_face(back, 1).edits == second
+
+
+def test_each_small_picture_says_what_it_shows(page, visit):
+    visit = page.studio.edited(visit, Edits({"smile": -1.0}))
+    assert [each["caption"] for each in page._strip(visit)] == ["No edits", "Now: smile −1"]
 
 
 def test_a_second_photo_that_cannot_be_opened_leaves_the_one_before(page, visit):

@@ -334,6 +334,11 @@ def test_a_program_edits_a_photo(client):
     made = json.loads(picture.text["Settings"])
     assert (made["strengths"], made["region"]) == ({"smile": 1.5}, "mouth")
     assert "compositeWithTrainedAlgorithmicMedia" in picture.info["XML:com.adobe.xmp"]
+    far, farther = (
+        Image.open(client.predict(photo=handle_file(str(ASTRONAUT)), strengths={"smile": at}, api_name="/edit")[0])
+        for at in (sliders[0]["high"], 2 * sliders[0]["high"])
+    )
+    assert far.tobytes() != farther.tobytes()  # what is asked for is rendered, also beyond the slider
     face, report = client.predict(photo=handle_file(str(ASTRONAUT)), api_name="/edit")  # the rest has its defaults
     assert Image.open(face).size == (32, 32) and report["face"] == 0
 
