@@ -413,7 +413,7 @@ def test_sliders_are_learned_from_photos_alone(shared, monkeypatch):
     learned = discovery.learn(model, shared / "faces" / "faces128.zip", None, holdout=500, photos=110, faces=4)
     smile = learned["smile"]
     assert smile.source.endswith("photos, measured")
-    assert smile.measured["mean_rises"] and smile.measured["high"] - smile.measured["low"] > 1
+    assert smile.measured["mean_rises"] and smile.measured["high"] - smile.measured["low"] > 0.5
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
