@@ -81,7 +81,7 @@ def offer(studio: Studio, start: str) -> None:
         if not photo:
             raise PhotoError("There is no photo; send a file as `photo`.")
         edits = Edits(strengths or {}, fidelity, region=region, feather=feather)
-        visit = studio.open(Visit(name, edits=edits), io.BytesIO(photo), int(number))
+        visit = studio.open(Visit(name, edits=edits, face=int(number)), io.BytesIO(photo), int(number))
         visit, picture, _ = studio.render(visit)
         picture = studio.paste(visit, picture) if whole else picture
         report = {

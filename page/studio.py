@@ -98,7 +98,7 @@ class Visit:
         full: the result at full size; None while it is out of date.
         opened: when a photo was last chosen, by time.perf_counter().
         dropped: whether there was a photo, which made room for others or went when the page was cut off.
-        face: which of its faces was open then; `edits` are that face's.
+        face: while there is no photo, of which of its faces `edits` are.
         waiting: the edits of its other faces, by number.
         set_at: when something else than a hand last set the sliders, as text.
     """

@@ -314,7 +314,7 @@ def test_frames_are_for_open_pages_alone(served, page, visit):
     assert {httpx.post(f"{served}frame", content=each, timeout=600).status_code for each in hostile} == {400}
 
 
-def test_a_program_edits_a_photo(client):
+def test_a_program_edits_a_photo(client, tmp_path):
     sliders = client.predict(model="", api_name="/directions")
     assert [slider["name"] for slider in sliders] == ["smile", "age"]
     assert set(sliders[0]) == {"name", "label", "group", "low", "high"}
@@ -334,6 +334,15 @@ def test_a_program_edits_a_photo(client):
     made = json.loads(picture.text["Settings"])
     assert (made["strengths"], made["region"]) == ({"smile": 1.5}, "mouth")
     assert "compositeWithTrainedAlgorithmicMedia" in picture.info["XML:com.adobe.xmp"]
+    side_by_side = Image.new("RGB", (1024, 512))
+    for at in (0, 512):
+        side_by_side.paste(Image.open(ASTRONAUT).convert("RGB").resize((512, 512)), (at, 0))
+    side_by_side.save(tmp_path / "two.png")
+    other, report = client.predict(
+        photo=handle_file(str(tmp_path / "two.png")), strengths={"smile": 1.5}, face=1, api_name="/edit"
+    )
+    made = json.loads(Image.open(other).text["Settings"])
+    assert (report["faces"], made["face"], made["strengths"]) == (2, 1, {"smile": 1.5})
     far, farther = (
         Image.open(client.predict(photo=handle_file(str(ASTRONAUT)), strengths={"smile": at}, api_name="/edit")[0])
         for at in (sliders[0]["high"], 2 * sliders[0]["high"])
