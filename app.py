@@ -133,7 +133,7 @@ def serve(chosen: argparse.Namespace) -> None:
     page.blocks._queue.sleep_when_free = 0.01  # seconds; Gradio's own 0.001 takes a tenth of a core at rest
     with listening():
         page.blocks.launch(
-            server_name=chosen.host,
+            server_name=f"[{host}]" if ":" in host else chosen.host,  # Gradio makes an address of it
             server_port=chosen.port,
             theme=gr.themes.Base(neutral_hue="stone", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"]),
             css=(LOOK / "page.css").read_text(encoding="utf-8"),
