@@ -207,17 +207,22 @@ class DirectionSet(Mapping[str, Direction]):
         }
         text = json.dumps(readable, indent=2, ensure_ascii=False, default=float)  # NumPy's numbers are not JSON's
         folder = Path(folder)
+        files = {"directions.safetensors": self.packed(), "directions.json": f"{text}\n".encode()}
+        parts = {name: folder / f".{name}" for name in files}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            files = {"directions.safetensors": self.packed(), "directions.json": f"{text}\n".encode()}
             for name, content in files.items():
-                (folder / f".{name}").write_bytes(content)
-            for name in files:  # the old ones are there until the new ones are complete
-                (folder / f".{name}").replace(folder / name)
+                parts[name].write_bytes(content)
+            for name, part in parts.items():  # the old ones are there until the new ones are complete
+                part.replace(folder / name)
         except OSError as error:
             raise DirectionError(
                 f"The directions cannot be written to {folder} ({error}); check the folder and its space."
             ) from error
+        finally:
+            for part in parts.values():
+                with contextlib.suppress(OSError):
+                    part.unlink()
 
     @classmethod
     def load(cls, folder: Path | str) -> "DirectionSet":

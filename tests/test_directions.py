@@ -232,6 +232,7 @@ def test_directions_that_cannot_be_written_leave_the_old_ones(tmp_path):
     with pytest.raises(DirectionError, match="check the folder and its space"):
         DirectionSet({}).save(tmp_path)
     assert DirectionSet.load(tmp_path).keys() == old.keys()
+    assert not (tmp_path / ".directions.safetensors").exists()
 
 
 def test_published_interfacegan_directions_are_added_to_every_layer(shared):
